@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 .PHONY: demo test lint lock clean
 
 demo: $(VENV)/.installed
-	$(BIN)/plasticity-cl demo --out demo
+	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2

@@ -1,1 +1,81 @@
-"""."""
+"""Interventions on the loss of plasticity, one file each, all Avalanche plugins; ready strategies; the catalogue.
+
+Importing this package is cheap: the catalogue knows names and values only, and whatever needs torch and Avalanche is
+imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from plasticity_cl.strategies.catalogue import (
+    COMPONENTS,
+    FINETUNE,
+    Component,
+    fresh_name,
+    make_plugins,
+    normalise,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from plasticity_cl.strategies.l2 import L2Plugin
+    from plasticity_cl.strategies.layer_norm import LayerNormPlugin
+    from plasticity_cl.strategies.lwf import LwFPlugin
+    from plasticity_cl.strategies.network_plugin import NetworkPlugin
+    from plasticity_cl.strategies.optimizer_reset import OptimizerResetPlugin
+    from plasticity_cl.strategies.ready import (
+        L2,
+        Finetune,
+        LayerNorm,
+        LayerNormL2,
+        LayerNormL2ScaleInvariant,
+        ScaleInvariant,
+    )
+    from plasticity_cl.strategies.scale_invariant import ScaleInvariantLossPlugin
+    from plasticity_cl.strategies.weight_decay import WeightDecayPlugin
+
+__all__ = [
+    "COMPONENTS",
+    "FINETUNE",
+    "L2",
+    "Component",
+    "Finetune",
+    "L2Plugin",
+    "LayerNorm",
+    "LayerNormL2",
+    "LayerNormL2ScaleInvariant",
+    "LayerNormPlugin",
+    "LwFPlugin",
+    "NetworkPlugin",
+    "OptimizerResetPlugin",
+    "ScaleInvariant",
+    "ScaleInvariantLossPlugin",
+    "WeightDecayPlugin",
+    "fresh_name",
+    "make_plugins",
+    "normalise",
+    "parse",
+]
+
+_FILES = {
+    "L2Plugin": "l2",
+    "LayerNormPlugin": "layer_norm",
+    "LwFPlugin": "lwf",
+    "NetworkPlugin": "network_plugin",
+    "OptimizerResetPlugin": "optimizer_reset",
+    "ScaleInvariantLossPlugin": "scale_invariant",
+    "WeightDecayPlugin": "weight_decay",
+    **dict.fromkeys(
+        ("Finetune", "LayerNorm", "L2", "LayerNormL2", "ScaleInvariant", "LayerNormL2ScaleInvariant"), "ready"
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,336 @@
+"""The empirical neural tangent kernel of a network on a batch, exactly, and the scalars that describe it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from plasticity_cl.diagnostics.ntk_layers import BUDGET
+from plasticity_cl.diagnostics.ntk_record import Recorder
+from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.errors import UserError, unknown_name
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_KINDS = ("trace", "full", "sum", "loss")
+_CONDITION_FLOOR = 1e-6
+_SRANK_DELTA = 0.01
+
+
+def empirical_ntk(
+    model: nn.Module, inputs: Tensor, kind: str = "trace", targets: Tensor | None = None, loss: Loss | None = None
+) -> Tensor:
+    r"""Compute the empirical neural tangent kernel of a network in eval mode on a batch.
+
+    With the outputs :math:`f_c(x_i)`, c = 1..C, of the samples i = 1..n, and gradients over all trainable parameters:
+
+    ========= ============ ====================================================================================
+    kind      shape        entries
+    ========= ============ ====================================================================================
+    ``trace`` ``[n, n]``   :math:`\sum_c \langle \nabla f_c(x_i), \nabla f_c(x_j) \rangle`
+    ``full``  ``[nC, nC]`` :math:`\langle \nabla f_c(x_i), \nabla f_d(x_j) \rangle` in row iC+c and column jC+d; small n only
+    ``sum``   ``[n, n]``   the Gram matrix of :math:`\nabla \sum_c f_c(x_i) / \sqrt{C}`: cheap, do not rely on it for
+                           worn networks
+    ``loss``  ``[n, n]``   :math:`\langle \nabla l_i, \nabla l_j \rangle`, l_i the loss of sample i; with
+                           :func:`cosine_gram`, the gradient covariance of Lyle et al. 2023, "Understanding plasticity in
+                           neural networks"
+    ========= ============ ====================================================================================
+
+    It takes one forward pass and C + 2 backward passes (3 for ``sum`` and ``loss``) that compute no weight gradients; each
+    layer's share follows from its inputs and the gradients of its outputs. There are rules for linear layers, one- and
+    two-dimensional convolutions, layer, group, RMS and batch normalisation, embeddings, PyTorch's multi-head attention,
+    and parameters added, multiplied or expanded as they are, in modules or functional, shared or not. Any other trainable
+    parameter is named in a warning, and its share comes from ``torch.func``, which is as exact but far slower; as is that
+    of a layer in which the samples are mixed, for which each sample is then taken alone.
+
+    Args:
+        model: The network; it is put into eval mode for the computation and left exactly as it was. Its output must be one
+            tensor ``[n, ...]``; all entries of a sample count as outputs.
+        inputs: Batch of samples, ``[n, ...]``.
+        kind: ``"trace"``, ``"full"``, ``"sum"`` or ``"loss"``.
+        targets: For ``"loss"``, the targets, ``[n, ...]``.
+        loss: For ``"loss"``, called as ``loss(outputs, targets)``. It should give one value a sample, ``[n]``, as
+            ``torch.nn.functional.cross_entropy`` does with ``reduction="none"``. If it gives a single value, it is called
+            again on each sample as a batch of one, so that ``nn.CrossEntropyLoss()`` or ``nn.MSELoss()`` do as they are.
+
+    Returns:
+        The kernel, symmetric and positive semi-definite up to rounding, in float64 on the network's device. For a network
+        in float32 it is within 1e-5 of the exact one, relative to the largest entry.
+
+    Raises:
+        UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, or outputs or
+            gradients are not finite.
+    """
+    if kind not in _KINDS:
+        raise unknown_name("kind of tangent kernel", kind, _KINDS)
+    if kind == "loss" and (targets is None or loss is None):
+        raise UserError("the kernel of kind 'loss' needs targets and a loss")
+    if kind != "loss" and not (targets is None and loss is None):
+        raise UserError(f"targets and a loss belong to the kernel of kind 'loss', not {kind!r}")
+    if inputs.dim() == 0 or len(inputs) == 0:
+        raise UserError(
+            f"a tangent kernel needs a batch of at least one sample, got inputs of shape {list(inputs.shape)}"
+        )
+    if targets is not None and len(targets) != len(inputs):
+        raise UserError(f"got {len(inputs)} inputs but {len(targets)} targets")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UserError("the network has no trainable parameter, so it has no tangent kernel")
+    inputs = inputs.detach()
+    n = len(inputs)
+    recorder = Recorder(trainable, n)
+    with undisturbed(model):
+        try:
+            with recorder:
+                outputs = model(inputs)
+            _check_outputs(outputs, n)
+            directions = _directions(kind, outputs, targets, loss)
+            kernel, uncovered = recorder.kernel(outputs, directions, joint=kind == "full")
+            activations = recorder.activations()
+        finally:
+            recorder.clear()
+        del outputs
+        if uncovered:
+            _warn(model, uncovered)
+            remaining = {name: trainable[name].detach() for name in uncovered}
+            _add_by_torch_func(kernel, model, inputs, remaining, directions, activations)
+    gram = kernel.movedim(0, 1).movedim(2, 3).flatten(2).flatten(0, 1)
+    gram = (gram + gram.mT) / 2
+    if not gram.isfinite().all():
+        raise UserError(
+            "the network's gradients are not finite, so its tangent kernel is not defined; look at its weights"
+        )
+    return gram
+
+
+def _check_outputs(outputs: object, n: int) -> None:
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"a tangent kernel needs a network with one tensor as output, not a {type(outputs).__name__}")
+    if outputs.dim() == 0 or len(outputs) != n:
+        raise UserError(f"the network gave outputs of shape {list(outputs.shape)} for {n} samples")
+    broken = int((~outputs.isfinite()).reshape(n, -1).any(1).sum())
+    if broken:
+        raise UserError(
+            f"the network's outputs are not finite for {broken} of {n} samples, so its tangent kernel is not defined; "
+            "look at its weights and inputs"
+        )
+
+
+def _directions(kind: str, outputs: Tensor, targets: Tensor | None, loss: Loss | None) -> Tensor:
+    """Give the directions ``[m, n, C]`` in which each sample's output is differentiated."""
+    flat = outputs.detach().reshape(len(outputs), -1)
+    n, C = flat.shape
+    if kind == "sum":
+        return torch.full_like(flat, C**-0.5)[None]
+    if kind != "loss":
+        return torch.eye(C, dtype=flat.dtype, device=flat.device)[:, None].expand(C, n, C)
+    assert targets is not None
+    assert loss is not None
+    leaf = outputs.detach().requires_grad_()
+    values = loss(leaf, targets)
+    if values.dim() == 0 and n > 1:
+        values = torch.stack([loss(leaf[i : i + 1], targets[i : i + 1]) for i in range(n)])
+    if values.shape not in {(n,), ()}:
+        raise UserError(
+            f"the loss gave values of shape {list(values.shape)} for {n} samples; it should give one value a sample, or one"
+        )
+    if not values.requires_grad:
+        raise UserError("the loss cannot be differentiated by the network's outputs")
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return gradient.reshape(1, n, C)
+
+
+def _warn(model: nn.Module, names: list[str]) -> None:
+    described = []
+    for name in names:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        described.append(f"{name} ({type(owner).__name__})")
+    warnings.warn(
+        f"empirical_ntk has no rule for the use of {', '.join(described)}: this part is computed by torch.func, slowly",
+        stacklevel=3,
+    )
+
+
+def _add_by_torch_func(
+    kernel: Tensor,
+    model: nn.Module,
+    inputs: Tensor,
+    parameters: dict[str, Tensor],
+    directions: Tensor,
+    activations: int,
+) -> None:
+    """Add the share of some parameters from per-sample gradients, ``[block, m, P]`` at a time.
+
+    Args:
+        kernel: ``[m, n, m, n]``, or ``[1, n, 1, n]`` for the sum over directions; changed in place.
+        model: The network, in eval mode.
+        inputs: ``[n, ...]``.
+        parameters: The parameters whose share is wanted, detached.
+        directions: ``[m, n, C]``.
+        activations: Entries of a sample's activations that a backward pass goes through, about.
+    """
+    joint = kernel.shape[0] > 1
+    m, n = directions.shape[:2]
+    size = sum(parameter.numel() for parameter in parameters.values())
+    entry = m * inputs.new_empty(0, dtype=directions.dtype).element_size()
+    block = max(1, 4 * BUDGET // (entry * size))
+    chunk = max(1, 4 * BUDGET // (entry * (size + 2 * activations)))
+
+    def gradients(x: Tensor, v: Tensor) -> Tensor:
+        """Gradients ``[m, P]`` of one sample."""
+        _, pull_back = vjp(lambda values: functional_call(model, values, (x[None],)).reshape(-1), parameters)
+        (parts,) = vmap(pull_back)(v)
+        return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
+
+    def one_by_one(x: Tensor, v: Tensor) -> Tensor:
+        """The same by plain autograd, for what vmap cannot do."""
+        leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+        output = functional_call(model, leaves, (x[None],)).reshape(-1)
+        rows = []
+        for direction in v:
+            parts = torch.autograd.grad(
+                output, list(leaves.values()), direction, retain_graph=True, materialize_grads=True, allow_unused=True
+            )
+            rows.append(torch.cat([part.flatten() for part in parts]))
+        return torch.stack(rows)
+
+    def of_block(samples: slice) -> Tensor:
+        xs, vs = inputs[samples], directions[:, samples].movedim(1, 0)
+        try:
+            return vmap(gradients, chunk_size=chunk)(xs, vs)
+        except RuntimeError:
+            return torch.stack([one_by_one(x, v) for x, v in zip(xs, vs, strict=True)])
+
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        X = of_block(rows)
+        for other in range(start, n, block):
+            columns = slice(other, other + block)
+            Y = X if other == start else of_block(columns)
+            if joint:
+                product = (X.flatten(0, 1) @ Y.flatten(0, 1).mT).reshape(len(X), m, len(Y), m).permute(1, 0, 3, 2)
+            else:
+                product = (X.flatten(1) @ Y.flatten(1).mT)[None, :, None]
+            kernel[:, rows, :, columns] += product
+            if other != start:
+                kernel[:, columns, :, rows] += product.permute(2, 3, 0, 1)
+
+
+def cosine_gram(gram: Tensor) -> Tensor:
+    """Divide a Gram matrix by the norms: D^-1/2 K D^-1/2 with D the diagonal of K.
+
+    Of the ``loss`` kernel this is the cosine similarity of the samples' gradients.
+
+    Args:
+        gram: ``[n, n]``, positive semi-definite.
+
+    Returns:
+        ``[n, n]`` in float64, with ones on the diagonal; a sample without gradient has zeros in its row and column.
+
+    Raises:
+        UserError: If ``gram`` is not a finite, symmetric matrix.
+    """
+    gram = _checked(gram)
+    diagonal = gram.diagonal()
+    scale = torch.where(diagonal > 0, diagonal, torch.inf).rsqrt()
+    return gram * scale[:, None] * scale
+
+
+@dataclass(frozen=True)
+class NTKStatistics:
+    """Scalars of a kernel K with eigenvalues lambda_1 >= lambda_2 >= ..., p_i = lambda_i / sum lambda.
+
+    The eigenvalues of K are the squares of the singular values of the Jacobian; all measures here use the eigenvalues, so
+    they differ from those of the same name for feature matrices, which use singular values. A kernel that is zero has
+    rank 0 in every measure of rank.
+
+    Attributes:
+        effective_rank: exp(-sum p log p) (Roy and Vetterli 2007, on eigenvalues).
+        srank: The smallest k with lambda_1 + ... + lambda_k >= 0.99 sum lambda (Kumar et al. 2021, on eigenvalues).
+        participation_ratio: (sum lambda)^2 / sum lambda^2.
+        trace_over_top: sum lambda / lambda_1; the stable rank of the Jacobian.
+        condition_number: lambda_1 / max(lambda_n, 1e-6 lambda_1). The floor makes 1e6 the largest value; it is the value of
+            every singular kernel.
+        diagonal_plus_rank_one: How close the cosine form C = D^-1/2 K D^-1/2 is to diagonal plus rank one:
+            1 - ||off(C - u u^T)||^2 / ||off C||^2 with off the part off the diagonal and u fitted to it, starting from the
+            leading eigenvector of off C. 1 if nothing is off the diagonal. Near 1 for the trace kernel even of fresh
+            networks: use the loss kernel, and compare with the network's own initialisation.
+        mean_cosine: Mean of C off the diagonal; 0 for a single sample.
+    """
+
+    effective_rank: float
+    srank: float
+    participation_ratio: float
+    trace_over_top: float
+    condition_number: float
+    diagonal_plus_rank_one: float
+    mean_cosine: float
+
+
+def ntk_statistics(gram: Tensor) -> NTKStatistics:
+    """Describe a kernel, such as :func:`empirical_ntk` gives, by scalars that do not depend on the samples' order.
+
+    Args:
+        gram: ``[n, n]``, positive semi-definite up to rounding; eigenvalues below zero count as zero.
+
+    Returns:
+        The scalars, computed in float64.
+
+    Raises:
+        UserError: If ``gram`` is not a finite, symmetric matrix.
+    """
+    gram = _checked(gram)
+    closeness, mean_cosine = _diagonal_plus_rank_one(gram)
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    top = float(values[0])
+    if top == 0:
+        return NTKStatistics(0.0, 0.0, 0.0, 0.0, 1 / _CONDITION_FLOOR, closeness, mean_cosine)
+    shares = values / top
+    total = shares.sum()
+    p = shares / total
+    return NTKStatistics(
+        effective_rank=float(torch.special.entr(p).sum().exp()),
+        srank=float((p.cumsum(0) < 1 - _SRANK_DELTA).sum() + 1),
+        participation_ratio=float(total**2 / shares.square().sum()),
+        trace_over_top=float(total),
+        condition_number=1 / max(float(shares[-1]), _CONDITION_FLOOR),
+        diagonal_plus_rank_one=closeness,
+        mean_cosine=mean_cosine,
+    )
+
+
+def _checked(gram: Tensor) -> Tensor:
+    """Give the Gram matrix in float64 and exactly symmetric."""
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
+        raise UserError(f"a Gram matrix is square, [n, n], got shape {list(gram.shape)}")
+    gram = gram.detach().double()
+    if not gram.isfinite().all():
+        raise UserError("the Gram matrix is not finite")
+    if (gram - gram.mT).abs().max() > 1e-4 * gram.abs().max():
+        raise UserError("the Gram matrix is not symmetric")
+    return (gram + gram.mT) / 2
+
+
+def _diagonal_plus_rank_one(gram: Tensor) -> tuple[float, float]:
+    """Give closeness to diagonal plus rank one, and the mean cosine off the diagonal."""
+    n = len(gram)
+    off = cosine_gram(gram).fill_diagonal_(0)
+    size = float(off.square().sum())
+    if size == 0:
+        return 1.0, 0.0
+    # The diagonal is free, so fill it with that of the fit and fit again (principal axis factoring): each step lowers the
+    # residual.
+    closeness, u = -torch.inf, off.new_zeros(n)
+    for _ in range(100):
+        values, vectors = torch.linalg.eigh(off + u.square().diag())
+        u = values[-1].clamp(min=0).sqrt() * vectors[:, -1]
+        residual = (off - torch.outer(u, u)).fill_diagonal_(0)
+        previous, closeness = closeness, 1 - float(residual.square().sum()) / size
+        if closeness - previous < 1e-9:
+            break
+    return closeness, float(off.sum()) / (n * (n - 1))

@@ -1,0 +1,129 @@
+"""One run: from a spec to a run directory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.logging import TensorboardLogger
+from avalanche.training.plugins import EvaluationPlugin
+
+from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
+from plasticity_cl.experiments.directory import disk_errors, start, write_status
+from plasticity_cl.experiments.fresh import fresh_reference
+from plasticity_cl.experiments.rows import RowLogger
+from plasticity_cl.experiments.spec import RunSpec
+from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
+from plasticity_cl.scenarios.stream import InMemoryScenario
+from plasticity_cl.training import SupervisedTemplate
+
+SCORES = {"classification": "accuracy", "regression": "R2"}
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite: nothing after it means anything."""
+
+
+class _StopWhenDiverged(SupervisedPlugin):  # type: ignore[misc]
+    # Weights that are NaN stay so: looking at the last loss of each epoch misses none and costs one wait an epoch.
+    def after_training_epoch(self, strategy: Any, **_: Any) -> None:
+        loss = float(strategy.loss.detach())
+        if not math.isfinite(loss):
+            k, epoch = strategy.clock.train_exp_counter, strategy.clock.train_exp_epochs
+            raise DivergedError(f"the loss became {loss} in experience {k}, epoch {epoch}")
+
+
+def compute_fresh(
+    spec: RunSpec,
+    cache: Path,
+    *,
+    data_root: str | None = None,
+    download: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Fill the cache with the fresh references that runs of ``spec`` need; see :func:`run` for the arguments."""
+    torch.set_num_threads(spec.threads)
+    fresh_reference(spec, build_scenario(spec, data_root=data_root, download=download), cache, tick)
+
+
+def run(
+    spec: RunSpec,
+    directory: Path,
+    cache: Path,
+    *,
+    data_root: str | None = None,
+    download: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> str:
+    """Train one strategy on one stream and write its run directory.
+
+    After experience k, experiences k - 1 and k are evaluated on the training and the test stream; at the end, both
+    streams as a whole: the cost is linear in the length of the stream.
+
+    Args:
+        spec: What to run; the result depends on nothing else.
+        directory: The run directory; made anew.
+        cache: Folder of the cached fresh references.
+        data_root: Where data sets are.
+        download: Whether a missing data set may be fetched.
+        tick: Called after each experience.
+
+    Returns:
+        The state of the run: ``done``, or ``diverged`` when the loss became NaN; what was measured before is kept.
+
+    Raises:
+        UserError: If the data set is missing, an option is out of its range, or the disk refuses.
+    """
+    torch.set_num_threads(spec.threads)
+    scenario = build_scenario(spec, data_root=data_root, download=download)
+    score = SCORES[scenario.task]
+    fresh = fresh_reference(spec, scenario, cache)
+    start(directory, spec)
+    with disk_errors(directory):
+        write_status(directory, "running", score)
+        rows = RowLogger(directory / "metrics.csv")
+        separation, *others = plasticity_metrics(reference=fresh, threshold=spec.threshold)
+        assert isinstance(separation, SeparationMetric)
+        loggers = [rows, TensorboardLogger(directory / "tensorboard")]
+        evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
+        strategy = build_strategy(spec, scenario, evaluator)
+        strategy.plugins.insert(0, _StopWhenDiverged())
+        state, message = "done", ""
+        try:
+            _train(spec, scenario, strategy, tick)
+        except DivergedError as error:
+            state, message = "diverged", str(error)
+        rows.finish(separation.result())
+        loggers[1].writer.close()
+        _save_snapshot(directory / "snapshot.pt", strategy)
+        write_status(directory, state, score, message)
+    return state
+
+
+def _train(spec: RunSpec, scenario: InMemoryScenario, strategy: SupervisedTemplate, tick: Callable[[], None]) -> None:
+    streams = (scenario.train_stream, scenario.test_stream)
+    for k, experience in enumerate(scenario.train_stream):
+        for stream in streams:
+            strategy.eval(stream[k : k + 1])
+        seed_experience(spec, k)
+        with warnings.catch_warnings():
+            # Avalanche's own plugins call Avalanche's own deprecated functions.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche")
+            strategy.train(experience, eval_streams=[])
+        for stream in streams:
+            strategy.eval(stream[max(k - 1, 0) : k + 1])
+        tick()
+    for stream in streams:
+        strategy.eval(stream)
+
+
+def _save_snapshot(path: Path, strategy: SupervisedTemplate) -> None:
+    """The final network and optimizer, to be loaded with ``torch.load(path, weights_only=True)``."""
+    partial = path.with_name(f".{path.name}")
+    torch.save({"model": strategy.model.state_dict(), "optimizer": strategy.optimizer.state_dict()}, partial)
+    partial.replace(path)

@@ -1,0 +1,257 @@
+"""Run directories, read back: each run's spec, state and values, and the comparisons that runs belong to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plasticity_cl.errors import UserError
+
+HEADER = ["metric", "stream", "layer", "experience", "value"]
+BASELINE = "finetune"
+# In the order of the mechanisms they show; whatever else was measured follows by name.
+_DIAGNOSTICS = ("dead_units", "linearised_units", "effective_rank", "parameter_norm", "target_mean")
+_TOLD_APART_BY = ("strategy", "seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its directory tells it.
+
+    Attributes:
+        path: The run directory, relative to the result folder.
+        spec: What was run, as in ``spec.json``.
+        state: ``"done"``, ``"diverged"``, or ``"running"``, which is also what a run that was killed says of itself.
+        score: The score's name, ``"accuracy"`` or ``"R2"``; None where the run did not get far enough to say.
+        message: Why a run diverged, or nothing.
+        values: For each (metric, stream, layer), the value at each experience. Where a resumed run wrote a row twice,
+            the later one.
+    """
+
+    path: Path
+    spec: Mapping[str, Any]
+    state: str
+    score: str | None
+    message: str
+    values: Mapping[tuple[str, str, str], Mapping[int, float]]
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's name."""
+        return str(self.spec["strategy"])
+
+    @property
+    def seed(self) -> Any:
+        """The seed, which tells apart runs of one strategy."""
+        return self.spec["seed"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run got to its end. Only such runs enter means."""
+        return self.state == "done"
+
+    @property
+    def state_in_words(self) -> str:
+        """The state for readers: a run that says it is running may as well have been killed."""
+        return {"done": "finished", "running": "unfinished"}.get(self.state, self.state)
+
+    def series(self, metric: str, stream: str, layer: str = "") -> Mapping[int, float]:
+        """The metric's value at each experience; empty where nothing was measured."""
+        return self.values.get((metric, stream, layer), {})
+
+    def diagnostic(self, metric: str, layers: Sequence[str]) -> Mapping[int, float]:
+        """A diagnostic's mean over layers at each experience."""
+        series = [self.series(metric, "probe", layer) for layer in layers]
+        experiences = sorted(set().union(*series))
+        return {k: statistics.fmean(of_layer[k] for of_layer in series if k in of_layer) for k in experiences}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ in strategy and seed alone.
+
+    Attributes:
+        title: A short name, unique among the comparisons made together.
+        spec: The fields that all runs share.
+        score: The score's name.
+        strategies: The runs of each strategy by seed. The baseline comes first, combinations come last.
+    """
+
+    title: str
+    spec: Mapping[str, Any]
+    score: str
+    strategies: Mapping[str, tuple[Run, ...]]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, strategy by strategy."""
+        return tuple(run for runs in self.strategies.values() for run in runs)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Which of train and test the learning score was measured on."""
+        return tuple(s for s in ("train", "test") if any(run.series("learned", s) for run in self.runs))
+
+    @property
+    def diagnostics(self) -> dict[str, tuple[str, ...]]:
+        """Every diagnostic with the layers that stand for it: its total if it has one, all its layers otherwise."""
+        layers: dict[str, set[str]] = {}
+        for run in self.runs:
+            for metric, stream, layer in run.values:
+                if stream == "probe":
+                    layers.setdefault(metric, set()).add(layer)
+        order = [*(metric for metric in _DIAGNOSTICS if metric in layers), *sorted(set(layers) - set(_DIAGNOSTICS))]
+        return {metric: ("",) if "" in layers[metric] else tuple(sorted(layers[metric])) for metric in order}
+
+
+def read_runs(directory: Path) -> list[Run]:
+    """Read every run directory below a result folder, in the order of their paths.
+
+    Args:
+        directory: The result folder. A run directory is recognised by its ``spec.json``.
+
+    Returns:
+        The runs; diverged and unfinished ones have the values that were written in time.
+
+    Raises:
+        UserError: The folder is missing or holds no run, a file in it is broken, or two runs have the same spec.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no such directory: {directory}")
+    runs = [_read_run(spec.parent, directory) for spec in sorted(directory.rglob("spec.json"))]
+    if not runs:
+        raise UserError(f"no runs in {directory}: run `plasticity-cl compare ... --out {directory}` first")
+    seen: dict[object, Run] = {}
+    for run in runs:
+        twin = seen.setdefault((_shared_fields(run), run.strategy, run.seed), run)
+        if twin is not run:
+            raise UserError(f"{directory / twin.path} and {directory / run.path} are the same run: remove one of them")
+    return runs
+
+
+def comparisons(runs: Sequence[Run]) -> list[Comparison]:
+    """Group runs whose specs agree in all fields except strategy and seed; a field that is null counts as absent.
+
+    Args:
+        runs: What :func:`read_runs` returns.
+
+    Returns:
+        One comparison a group, in the order in which the runs first name them.
+    """
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_shared_fields(run), []).append(run)
+    specs = [_without_nulls(group[0].spec) for group in groups.values()]
+    return [
+        Comparison(
+            title=_title(spec, specs),
+            spec=spec,
+            score=next((run.score for run in group if run.score), "score"),
+            strategies=_by_strategy(group),
+        )
+        for spec, group in zip(specs, groups.values(), strict=True)
+    ]
+
+
+def strategy_order(strategy: str) -> tuple[bool, int, str]:
+    """A sort key: the baseline first, then single interventions, then combinations, each alphabetically."""
+    return strategy != BASELINE, strategy.count("+"), strategy
+
+
+def _by_strategy(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
+    names = sorted({run.strategy for run in runs}, key=strategy_order)
+    by_seed = sorted(runs, key=lambda run: (isinstance(run.seed, str), run.seed))
+    return {name: tuple(run for run in by_seed if run.strategy == name) for name in names}
+
+
+def _without_nulls(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in spec.items() if value is not None and field not in _TOLD_APART_BY}
+
+
+def _shared_fields(run: Run) -> frozenset[tuple[str, object]]:
+    return frozenset(_without_nulls(run.spec).items())
+
+
+def _title(spec: Mapping[str, Any], all_specs: Sequence[Mapping[str, Any]]) -> str:
+    """Scenario, source and number of experiences, then the fields that tell it from its namesakes."""
+    parts = [f"{spec['scenario']} on {spec['source']}" if "source" in spec else str(spec["scenario"])]
+    if "n_experiences" in spec:
+        parts.append(f"{spec['n_experiences']} experience{'s' * (spec['n_experiences'] != 1)}")
+    namesakes = [s for s in all_specs if s["scenario"] == spec["scenario"] and s.get("source") == spec.get("source")]
+    fields = dict.fromkeys(field for namesake in namesakes for field in namesake)
+    for field in fields:
+        if field != "n_experiences" and len({namesake.get(field) for namesake in namesakes}) > 1:
+            parts.append(f"{field}={spec.get(field, 'none')}")
+    return ", ".join(parts)
+
+
+def _read_run(path: Path, directory: Path) -> Run:
+    spec = _read_object(path / "spec.json")
+    for field in ("scenario", *_TOLD_APART_BY):
+        if spec.get(field) is None:
+            raise UserError(f"{path / 'spec.json'} does not say the {field}")
+    for field, value in spec.items():
+        if isinstance(value, list | dict):
+            raise UserError(f"{path / 'spec.json'} is not flat: {field!r} is a {type(value).__name__}")
+    status = _read_object(path / "status.json") if (path / "status.json").exists() else {}
+    state = str(status.get("state", "running"))
+    return Run(
+        path=path.relative_to(directory),
+        spec=spec,
+        state=state,
+        score=str(status["score"]) if status.get("score") else None,
+        message=str(status.get("message") or ""),
+        values=_read_values(path / "metrics.csv", finished=state == "done"),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_values(path: Path, finished: bool) -> dict[tuple[str, str, str], dict[int, float]]:
+    if not finished and not path.exists():
+        return {}
+    content = _read_bytes(path)
+    if not finished:
+        # A run that was killed may have left half a line. Even where that half can be read it is not to be trusted:
+        # 0.1 may be the beginning of 0.1875.
+        content = content[: content.rfind(b"\n") + 1]
+        if not content:
+            return {}
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    try:
+        rows = csv.reader(content.decode().splitlines(), strict=True)
+        header = next(rows, [])
+        if header != HEADER:
+            raise ValueError(f"its header is {','.join(header)!r}, not {','.join(HEADER)!r}")
+        for row in rows:
+            if len(row) != len(HEADER):
+                raise ValueError(f"line {rows.line_num} has {len(row)} fields, not {len(HEADER)}")
+            metric, stream, layer, experience, value = row
+            try:
+                values.setdefault((metric, stream, layer), {})[int(experience)] = float(value)
+            except ValueError as error:
+                raise ValueError(f"line {rows.line_num}: {error}") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is broken: {error}") from error
+    return values

@@ -1,0 +1,57 @@
+"""`make demo`: three streams on bundled digits that show what each way of getting worse looks like.
+
+Label reset costs plasticity, class-incremental costs memory, target shift shows what a large target mean does.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from plasticity_cl.errors import UserError
+from plasticity_cl.experiments.compare import run_all
+from plasticity_cl.experiments.directory import check_out, run_directory
+from plasticity_cl.experiments.spec import CompareSpec, Machine, check
+from plasticity_cl.report import read_runs, summary_table, write_report
+
+SEEDS = (0, 1, 2)
+
+COMPARISONS = {
+    "label-reset": CompareSpec(
+        scenario="label-reset",
+        strategies=("finetune", "layernorm", "l2", "layernorm+l2", "ewc=100"),
+        seeds=SEEDS,
+        n_experiences=40,
+        n_samples=512,
+    ),
+    "class-incremental": CompareSpec(
+        scenario="class-incremental", strategies=("finetune", "ewc=100"), seeds=SEEDS, epochs=10
+    ),
+    "target-shift": CompareSpec(
+        scenario="target-shift", strategies=("finetune", "scale-invariant"), seeds=SEEDS, epochs=75, n_samples=256
+    ),
+}
+
+
+def main() -> None:
+    """Do all runs in one pool and report them together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="results folder")
+    parser.add_argument("--jobs", type=int, help="processes at a time; one for each CPU if not given")
+    options = parser.parse_args()
+
+    runs = {}
+    for name, comparison in COMPARISONS.items():
+        specs = [check(spec) for spec in comparison.runs()]
+        check_out(options.out / name, specs[0])
+        runs |= {run_directory(options.out / name, spec): spec for spec in specs}
+    run_all(runs, options.out / "fresh", Machine(jobs=options.jobs))
+    print(summary_table(read_runs(options.out)))
+    print(f"\nreport: {write_report(options.out)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(2)

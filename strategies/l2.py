@@ -1,0 +1,46 @@
+"""An L2 penalty on the weights, against their growth (mechanism 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+
+from plasticity_cl.errors import UserError
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
+
+
+class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
+    """Adds the gradient of ``strength * sum(w ** 2)``, which is ``2 * strength * w``, to the gradients.
+
+    The sum is over every parameter that is optimised and has a gradient, biases and normalisation included; others are
+    left alone. The penalty is nowhere in ``strategy.loss``, so the reported loss is the task's.
+
+    This is ``weight_decay=2 * strength`` in PyTorch's SGD and Adam, whose convention is ``strength / 2 * sum(w ** 2)``,
+    bit for bit. Under Adam the penalty passes through the moments; for decay that does not, see
+    :class:`~plasticity_cl.strategies.WeightDecayPlugin`.
+
+    Args:
+        strength: The penalty's factor, at least 0.
+
+    Raises:
+        UserError: If ``strength`` is negative or not finite.
+    """
+
+    def __init__(self, strength: float = 1e-3) -> None:
+        super().__init__()
+        if not (math.isfinite(strength) and strength >= 0):
+            raise UserError(f"the strength of an L2 penalty must be 0 or more, got {strength}")
+        self.strength = strength
+
+    @torch.no_grad()
+    def after_backward(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+        """Add the penalty's gradient."""
+        for group in strategy.optimizer.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                torch._foreach_add_([p.grad for p in parameters], parameters, alpha=2 * self.strength)

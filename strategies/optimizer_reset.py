@@ -1,0 +1,23 @@
+"""A fresh optimizer for every experience, against stale moments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from avalanche.training.plugins import SupervisedPlugin
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
+
+
+class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
+    """Forgets the optimizer's moments, momenta and step counts where an experience begins; weights stay.
+
+    Avalanche carries the optimizer's state from one experience to the next. Adam's second moments are then those of the
+    last experience, small where training had converged, and the first steps on new data are too large by as much (Lyle
+    et al. 2023, "Understanding Plasticity in Neural Networks"). The first experience starts with an empty state anyway.
+    """
+
+    def before_training_exp(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+        """Clear the state."""
+        strategy.optimizer.state.clear()

@@ -1,0 +1,354 @@
+"""Runs and comparisons: what stands in a run directory, that it is reproducible, and what survives an accident."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from plasticity_cl.errors import UserError
+from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
+from plasticity_cl.experiments.compare import run_all
+from plasticity_cl.experiments.directory import check_out, finished_state, run_directory
+from plasticity_cl.experiments.run import run
+from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check, read_toml
+
+SMALL = {"n_experiences": 3, "n_samples": 96, "epochs": 2, "width": 16}
+
+
+def rows(directory):
+    with (directory / "metrics.csv").open(newline="") as file:
+        return {
+            (row["metric"], row["stream"], row["layer"], int(row["experience"])): float(row["value"])
+            for row in csv.DictReader(file)
+        }
+
+
+def spec(**fields):
+    return check(RunSpec(**(SMALL | fields)))
+
+
+def do(out, *specs, jobs=1):
+    return run_all({run_directory(out, s): s for s in specs}, out / "fresh", Machine(jobs=jobs))
+
+
+STRATEGIES = ["finetune", "layernorm+l2", "ewc=100", "replay=50+layernorm"]
+SCENARIOS = [
+    {"scenario": "label-reset"},
+    {"scenario": "class-incremental"},
+    {"scenario": "target-shift", "strategy": "scale-invariant"},
+    {"scenario": "noisy-start"},
+]
+
+
+@pytest.mark.parametrize("fields", SCENARIOS, ids=lambda fields: fields["scenario"])
+def test_every_row_keeps_the_identity_and_every_experience_has_its_rows(tmp_path, fields):
+    s = spec(**fields)
+    assert do(tmp_path, s) == {run_directory(tmp_path, s): "done"}
+    values = rows(run_directory(tmp_path, s))
+    for stream in ("train", "test"):
+        for k in range(3):
+            learned, final, fresh, lost, forgotten, total = (
+                values[metric, stream, "", k]
+                for metric in ("learned", "final", "fresh", "plasticity_loss", "forgetting", "total")
+            )
+            assert lost == fresh - learned
+            assert forgotten == learned - final
+            assert total == lost + forgotten == fresh - final
+            assert np.isfinite(total)
+            assert ("score_before_training", stream, "", k) in values
+        assert values["forgetting", stream, "", 2] == 0
+    for metric in ("dead_units", "linearised_units", "effective_rank", "parameter_norm"):
+        assert [values[metric, "probe", "", k] for k in range(3)]
+    for metric in ("area_under_learning_curve", "steps_to_threshold", "task_loss"):
+        assert [values[metric, "train", "", k] for k in range(3)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_spec_gives_the_same_bytes_alone_or_in_processes(tmp_path, strategy):
+    s = spec(strategy=strategy, scenario="class-incremental")
+    written = []
+    for name, jobs in (("one", 1), ("two", 1)):
+        do(tmp_path / name, s, jobs=jobs)
+        written.append((run_directory(tmp_path / name, s) / "metrics.csv").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_processes_give_the_bytes_of_one_process(tmp_path):
+    specs = [spec(strategy=name, seed=seed) for name in ("finetune", "l2") for seed in (0, 1)]
+    one, many = do(tmp_path / "one", *specs, jobs=1), do(tmp_path / "many", *specs, jobs=2)
+    assert set(one.values()) == set(many.values()) == {"done"}
+    for s in specs:
+        first, second = (run_directory(tmp_path / name, s) / "metrics.csv" for name in ("one", "many"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_run_is_a_plain_loop_over_avalanche(tmp_path):
+    s = spec(strategy="layernorm+l2")
+    do(tmp_path, s)
+    values = rows(run_directory(tmp_path, s))
+    from avalanche.evaluation.metrics import Accuracy
+    from avalanche.training.plugins import EvaluationPlugin
+
+    scenario = build_scenario(s)
+    cl = build_strategy(s, scenario, EvaluationPlugin())
+    for k, experience in enumerate(scenario.train_stream):
+        seed_experience(s, k)
+        cl.train(experience, eval_streams=[])
+        score = Accuracy()
+        with torch.no_grad():
+            x, y = experience.samples.batch(torch.arange(len(experience.dataset)))
+            score.update(cl.model.eval()(x), y)
+        assert values["learned", "train", "", k] == pytest.approx(score.result(), abs=2**-31)
+
+
+def test_fresh_networks_are_shared_only_where_that_is_true(tmp_path):
+    specs = [spec(strategy=name) for name in ("finetune", "ewc=100", "replay=50", "layernorm")]
+    do(tmp_path, *specs)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "fresh").glob("*.json")]
+    assert sorted({record["spec"]["strategy"] for record in records}) == ["finetune", "layernorm"]
+    assert len(records) == 2 * 3
+    alone = spec(strategy="ewc=100", n_experiences=1)
+    do(tmp_path / "alone", alone)
+    assert rows(run_directory(tmp_path / "alone", alone))["plasticity_loss", "train", "", 0] == 0
+
+
+def test_fresh_references_are_read_from_the_cache_and_made_anew_when_broken(tmp_path):
+    s = spec()
+    do(tmp_path, s)
+    before = rows(run_directory(tmp_path, s))
+    cached = sorted((tmp_path / "fresh").glob("*.json"))
+    record = json.loads(cached[0].read_text())
+    record["scores"]["train"] = 0.25
+    cached[0].write_text(json.dumps(record))
+    cached[1].write_text("{ half a fi")
+    run(s, tmp_path / "again", tmp_path / "fresh")
+    after = rows(tmp_path / "again")
+    assert after["learned", "train", "", 0] == before["learned", "train", "", 0]
+    k = record["experience"]
+    true = 3 * before["fresh", "train", "", 0] - 3 * after["fresh", "train", "", 0] + 0.25
+    assert json.loads(cached[1].read_text())["scores"].keys() == {"train", "test"}
+    assert 0 <= true <= 1, f"only the score of experience {k} was changed"
+
+
+def test_finished_runs_are_not_done_again_and_unfinished_ones_are(tmp_path):
+    s = spec()
+    do(tmp_path, s)
+    directory = run_directory(tmp_path, s)
+    stamp = (directory / "metrics.csv").stat().st_mtime_ns
+    assert do(tmp_path, s) == {directory: "done"}
+    assert (directory / "metrics.csv").stat().st_mtime_ns == stamp
+    (directory / "status.json").write_text(json.dumps({"state": "running", "message": "", "score": "accuracy"}))
+    (directory / "leftover").write_text("")
+    do(tmp_path, s)
+    assert (directory / "metrics.csv").stat().st_mtime_ns != stamp
+    assert not (directory / "leftover").exists()
+
+
+def test_a_loss_that_becomes_nan_marks_the_run_and_lets_the_others_go_on(tmp_path):
+    wild, tame = (
+        spec(scenario="target-shift", optimizer="sgd", lr=lr, target_mean=1e4, epochs=3) for lr in (1e-2, 1e-7)
+    )
+    runs = {tmp_path / "wild" / "r": wild, tmp_path / "tame" / "r": tame}
+    states = run_all(runs, tmp_path / "fresh", Machine(jobs=1))
+    assert states == {tmp_path / "wild" / "r": "diverged", tmp_path / "tame" / "r": "done"}
+    status = json.loads((tmp_path / "wild" / "r" / "status.json").read_text())
+    assert status["message"].startswith("the loss became")
+    assert "experience 1" in status["message"]
+    values = rows(tmp_path / "wild" / "r")
+    assert np.isfinite(values["learned", "train", "", 0])
+    assert ("learned", "train", "", 1) not in values
+    assert finished_state(tmp_path / "wild" / "r", wild) == "diverged"
+
+
+def test_a_mistake_of_ours_is_written_down_and_stops_no_other_run(tmp_path, monkeypatch):
+    import plasticity_cl.experiments.run as module
+
+    true_train = module._train
+
+    def broken(s, *rest):
+        if s.strategy == "l2":
+            raise ZeroDivisionError("one over nothing")
+        return true_train(s, *rest)
+
+    monkeypatch.setattr(module, "_train", broken)
+    specs = [spec(strategy=name) for name in ("l2", "finetune")]
+    states = do(tmp_path, *specs)
+    assert list(states.values()) == ["failed: ZeroDivisionError: one over nothing", "done"]
+    assert "in broken" in (run_directory(tmp_path, specs[0]) / "error.txt").read_text()
+
+
+def test_a_killed_comparison_is_continued(tmp_path):
+    arguments = ["compare", "--out", str(tmp_path / "out"), "--strategies", "finetune", "l2", "--seeds", "0", "1"]
+    arguments += ["--n-samples", "96", "--epochs", "20", "--n-experiences", "30", "--width", "16", "--jobs", "1"]
+    command = [sys.executable, "-m", "plasticity_cl", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    done = tmp_path / "out" / "finetune" / "seed0" / "status.json"
+    for _ in range(1200):
+        if done.exists() and json.loads(done.read_text())["state"] == "done":
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    stamp = done.stat().st_mtime_ns
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert done.stat().st_mtime_ns == stamp
+    states = [json.loads(path.read_text())["state"] for path in (tmp_path / "out").rglob("status.json")]
+    assert states == ["done"] * 4
+
+
+def test_a_killed_worker_takes_no_other_run_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLASTICITY_CL_TEST_KILL", "")
+    specs = [spec(strategy=name, epochs=40, n_experiences=20) for name in ("finetune", "l2", "layernorm")]
+    runs = {run_directory(tmp_path, s): s for s in specs}
+    script = (
+        "import os, signal, subprocess, sys, threading, time\n"
+        "def kill():\n"
+        "    for _ in range(600):\n"
+        f"        if list(__import__('pathlib').Path({str(tmp_path)!r}).rglob('status.json')):\n"
+        "            break\n"
+        "        time.sleep(0.1)\n"
+        "    import multiprocessing.connection\n"
+        "    from plasticity_cl.experiments import compare\n"
+        "    children = subprocess.run(['ps', '-eo', 'pid,ppid,cmd'], capture_output=True, text=True).stdout\n"
+        "    servers = [int(l.split()[0]) for l in children.splitlines() if 'forkserver' in l and "
+        "int(l.split()[1]) == os.getpid()]\n"
+        "    workers = [int(l.split()[0]) for l in children.splitlines()[1:] if int(l.split()[1]) in servers]\n"
+        "    os.kill(workers[0], signal.SIGKILL)\n"
+        "from pathlib import Path\n"
+        "from plasticity_cl.experiments.compare import run_all\n"
+        "from plasticity_cl.experiments.spec import RunSpec\n"
+        "if __name__ == '__main__':\n"
+        f"    runs = {{Path(d): RunSpec(**s) for d, s in "
+        f"{ {str(d): dataclasses.asdict(s) for d, s in runs.items()}!r}.items()}}\n"
+        "    threading.Thread(target=kill, daemon=True).start()\n"
+        f"    print(sorted(run_all(runs, Path({str(tmp_path / 'fresh')!r}), Machine(jobs=2)).values()))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    finished = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True)
+    assert finished.stdout.strip() == "['done', 'done', 'done']", finished.stderr
+    assert "a worker process was killed" in finished.stderr + finished.stdout
+
+
+def test_out_with_other_results_is_refused(tmp_path):
+    s = spec()
+    do(tmp_path, s)
+    check_out(tmp_path, spec(strategy="l2", seed=7))
+    with pytest.raises(UserError, match="other results \\(epochs is 2 there, not 3\\)"):
+        check_out(tmp_path, spec(epochs=3))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="files that are no results"):
+        check_out(tmp_path / "notes", s)
+    with pytest.raises(UserError, match="is a file"):
+        check_out(tmp_path / "notes" / "mine.txt", s)
+
+
+def test_a_disk_that_refuses_is_named(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot write to .*file"):
+        run(spec(), blocked / "run", tmp_path / "fresh")
+
+
+def test_snapshots_load_safely_and_are_the_final_network(tmp_path):
+    s = spec(strategy="layernorm")
+    do(tmp_path, s)
+    saved = torch.load(run_directory(tmp_path, s) / "snapshot.pt", weights_only=True)
+    from avalanche.training.plugins import EvaluationPlugin
+
+    scenario = build_scenario(s)
+    cl = build_strategy(s, scenario, EvaluationPlugin())
+    cl.eval(scenario.train_stream[:1])
+    cl.model.load_state_dict(saved["model"])
+    x, y = scenario.train_stream[2].samples.batch(torch.arange(96))
+    with torch.no_grad():
+        accuracy = float((cl.model.eval()(x).argmax(1) == y).double().mean())
+    assert rows(run_directory(tmp_path, s))["final", "train", "", 2] == pytest.approx(accuracy, abs=2**-31)
+
+
+def test_a_toml_file_is_the_same_spec(tmp_path):
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        'scenario = "target-shift"\nstrategies = ["finetune", "l2=1e-4"]\nseeds = [3]\nlr = 1\ntarget_mean = 5'
+    )
+    wanted = CompareSpec(
+        scenario="target-shift", strategies=("finetune", "l2=1e-4"), seeds=(3,), lr=1.0, target_mean=5.0
+    )
+    assert read_toml(path, CompareSpec) == wanted
+    assert [(s.strategy, s.seed) for s in wanted.runs()] == [("finetune", 3), ("l2=0.0001", 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown key 'epoch'; did you mean epochs"),
+        ("epochs = 3.5", "epochs must be an integer, not 3.5"),
+        ('n_samples = "all"', "n_samples must be an integer, not 'all'"),
+        ("epochs = true", "epochs must be an integer, not True"),
+        ("seeds = 3", "seeds must be a list of integers, not 3"),
+        ("scenario = label-reset", "is not a TOML file"),
+    ],
+)
+def test_mistakes_in_a_toml_file_are_named(tmp_path, text, message):
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_toml(path, CompareSpec)
+
+
+def test_a_missing_toml_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no file .*gone.toml"):
+        read_toml(tmp_path / "gone.toml", RunSpec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scenario": "label-rest"}, "unknown scenario 'label-rest'; did you mean label-reset"),
+        ({"strategy": "layernrom"}, "unknown strategy 'layernrom'; did you mean layernorm"),
+        ({"optimizer": "adm"}, "unknown optimizer 'adm'; did you mean adam"),
+        ({"n_experiences": 0}, "n_experiences is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"schedule": "growing"}, "label-reset has no option schedule"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": float("nan")}, "lr is nan"),
+    ],
+)
+def test_mistakes_in_a_spec_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        check(RunSpec(**fields))
+
+
+def test_a_comparison_without_strategies_or_with_one_twice_is_refused():
+    with pytest.raises(UserError, match="strategies is empty"):
+        CompareSpec(strategies=()).runs()
+    with pytest.raises(UserError, match="strategy l2=0.001 stands there twice"):
+        CompareSpec(strategies=("l2=1e-3", "l2=0.001")).runs()
+    with pytest.raises(UserError, match="seed 1 stands there twice"):
+        CompareSpec(seeds=(1, 1)).runs()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "digit"}, "unknown source 'digit'; did you mean digits"),
+        ({"model": "mlpp"}, "unknown .*'mlpp'; did you mean mlp"),
+        ({"device": "tpu9"}, "unknown device 'tpu9'"),
+        ({"device": "cuda:99"}, "device cuda:99 is not there"),
+        ({"n_samples": 10**6}, "digits has 1437 training samples"),
+    ],
+)
+def test_mistakes_found_while_building_are_named_and_leave_no_run_behind(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        do(tmp_path, spec(**fields))
+    assert not list(tmp_path.rglob("status.json"))
