@@ -14,8 +14,6 @@ import tyro
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, read_toml
 
-Flat = tyro.conf.OmitArgPrefixes
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -101,12 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = tyro.cli(
-            Command,
+        command: Run | Compare | Report | List = tyro.cli(
+            Command,  # type: ignore[arg-type]
             prog="plasticity-cl",
             description="Does it forget, or can it no longer learn? Plasticity and forgetting, told apart.",
             args=arguments,
-            config=(Flat, tyro.conf.OmitSubcommandPrefixes),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             **_from_file(arguments),
         )
         return command()

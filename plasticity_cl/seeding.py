@@ -36,7 +36,7 @@ def generator(*parts: int | str) -> torch.Generator:
 def preserve_rng() -> Iterator[None]:
     """Give Python's, NumPy's and torch's global generators (CPU and every CUDA device in use) their state back."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.images import to_float
 from plasticity_cl.seeding import generator
 
 DATA_VARIABLE = "PLASTICITY_CL_DATA"
@@ -63,34 +64,6 @@ class Source:
         """Shape of one image, (C, H, W)."""
         channels, height, width = self.train_inputs.shape[1:]
         return channels, height, width
-
-
-def to_float(inputs: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Standardise a batch of published images: ``(x / 255 - mean) / std`` per channel.
-
-    Args:
-        inputs: ``[..., C, H, W]``, uint8; or floating point, which passes through as it is.
-        mean: One number a channel, in units of ``[0, 1]``.
-        std: One number a channel, in the same units.
-
-    Returns:
-        The same shape; float32 where ``inputs`` was uint8.
-
-    Raises:
-        UserError: For another dtype, or constants that do not fit the channels.
-    """
-    if inputs.is_floating_point():
-        return inputs
-    if inputs.dtype != torch.uint8:
-        raise UserError(f"images must be uint8 or floating point, got {inputs.dtype}")
-    if inputs.dim() < 3 or not len(mean) == len(std) == inputs.shape[-3]:
-        raise UserError(
-            f"images [..., C, H, W] need a mean and a std per channel, got images {list(inputs.shape)}, "
-            f"{len(mean)} means and {len(std)} stds"
-        )
-    constants = 255 * torch.tensor([mean, std], device=inputs.device, dtype=torch.float32)[:, :, None, None]
-    # Converted first: subtracting from the uint8 images themselves takes ten times as long on a CPU.
-    return inputs.float().sub_(constants[0]).div_(constants[1])
 
 
 def load_source(name: str, *, data_root: Path | str | None = None, download: bool = False) -> Source:

@@ -202,7 +202,7 @@ def _range(text: str) -> tuple[float, float]:
     return ends
 
 
-_BINS_OF_A_RANGE = 255
+_BINS_OF_A_RANGE = 255  # two bins or more a standard deviation where the range is a hundred of them
 
 
 def _normalization(kind: str) -> Callable[[Any, int], SupervisedPlugin]:

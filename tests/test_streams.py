@@ -230,7 +230,16 @@ def test_a_seed_gives_the_same_stream_on_any_machine(make, expected):
     assert digest(make()) == DIGESTS[expected]
 
 
-DIGESTS = {}
+DIGESTS = {
+    "label-reset": "edeec18d6da900c1",
+    "label-permutation": "fc349c51a70685dd",
+    "input-permutation": "e4f72c3f9a6b1572",
+    "class-incremental": "9fb2ed447b61d7be",
+    "target-shift-noise": "b758cf78851e2eae",
+    "target-shift-sine": "81c7382faeba4da5",
+    "target-shift-label": "334605fdd2f1c637",
+    "noisy-start": "007ccc884732db90",
+}
 
 
 def test_five_hundred_experiences_of_sixty_thousand_samples_cost_next_to_nothing():

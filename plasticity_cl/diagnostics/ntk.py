@@ -99,8 +99,8 @@ def empirical_ntk(
             _warn(model, uncovered)
             remaining = {name: trainable[name].detach() for name in uncovered}
             _add_by_torch_func(kernel, model, inputs, remaining, directions, activations)
-    gram = kernel.movedim(0, 1).movedim(2, 3).flatten(2).flatten(0, 1)
-    gram = (gram + gram.mT) / 2
+    lower = kernel.flatten(2).flatten(0, 1).tril()
+    gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
     if not gram.isfinite().all():
         raise UserError(
             "the network's gradients are not finite, so its tangent kernel is not defined; look at its weights"
@@ -209,11 +209,11 @@ def _add_by_torch_func(
     for start in range(0, n, block):
         rows = slice(start, start + block)
         X = of_block(rows)
-        for other in range(start, n, block):
+        for other in range(0, start + 1, block):
             columns = slice(other, other + block)
             Y = X if other == start else of_block(columns)
             if joint:
-                product = (X.flatten(0, 1) @ Y.flatten(0, 1).mT).reshape(len(X), m, len(Y), m).permute(1, 0, 3, 2)
+                product = torch.einsum("icp,jdp->cidj", X, Y)
             else:
                 product = (X.flatten(1) @ Y.flatten(1).mT)[None, :, None]
             kernel[:, rows, :, columns] += product

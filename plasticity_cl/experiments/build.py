@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.spec import RunSpec
+from plasticity_cl.experiments.spec import Machine, RunSpec
 from plasticity_cl.models import make_model
 from plasticity_cl.scenarios.catalogue import make_scenario
 from plasticity_cl.scenarios.sources import load_source
@@ -22,13 +22,13 @@ from plasticity_cl.training import SupervisedTemplate
 EVALUATION_BATCH = 512
 
 
-def build_scenario(spec: RunSpec, *, data_root: str | None = None, download: bool = False) -> InMemoryScenario:
+def build_scenario(spec: RunSpec, machine: Machine) -> InMemoryScenario:
     """Make the stream of a run.
 
     Raises:
         UserError: If the data set is missing, or an option is out of its range.
     """
-    source = load_source(spec.source, data_root=data_root, download=download)
+    source = load_source(spec.source, data_root=machine.data_root, download=machine.download)
     return make_scenario(spec.scenario, source, seed=derive_seed(spec.seed, "stream"), **spec.scenario_options())
 
 

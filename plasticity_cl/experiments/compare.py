@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -46,12 +47,11 @@ class _Job:
         from plasticity_cl.experiments.directory import write_status
         from plasticity_cl.experiments.run import compute_fresh, run
 
-        options = {"data_root": self.machine.data_root, "download": self.machine.download}
         if self.directory is None:
-            compute_fresh(self.spec, self.cache, tick=tick, **options)
+            compute_fresh(self.spec, self.cache, self.machine, tick)
             return "done"
         try:
-            return run(self.spec, self.directory, self.cache, tick=tick, **options)
+            return run(self.spec, self.directory, self.cache, self.machine, tick)
         except UserError:
             raise
         except Exception as error:
@@ -145,7 +145,7 @@ def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any])
                         running[executor.submit(_work, dependent)] = dependent
             return done
         except BrokenProcessPool:
-            bar.write("a worker process was killed (out of memory?); doing its run again")
+            bar.write("a worker process was killed (out of memory?); doing its run again", file=sys.stderr)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             for process in list((executor._processes or {}).values()):

@@ -17,7 +17,7 @@ from plasticity_cl.experiments.build import build_scenario, build_strategy, seed
 from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import fresh_reference
 from plasticity_cl.experiments.rows import RowLogger
-from plasticity_cl.experiments.spec import RunSpec
+from plasticity_cl.experiments.spec import Machine, RunSpec
 from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.training import SupervisedTemplate
@@ -41,23 +41,19 @@ class _StopWhenDiverged(SupervisedPlugin):  # type: ignore[misc]
 def compute_fresh(
     spec: RunSpec,
     cache: Path,
-    *,
-    data_root: str | None = None,
-    download: bool = False,
+    machine: Machine = Machine(),  # noqa: B008 - immutable
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Fill the cache with the fresh references that runs of ``spec`` need; see :func:`run` for the arguments."""
     torch.set_num_threads(spec.threads)
-    fresh_reference(spec, build_scenario(spec, data_root=data_root, download=download), cache, tick)
+    fresh_reference(spec, build_scenario(spec, machine), cache, tick)
 
 
 def run(
     spec: RunSpec,
     directory: Path,
     cache: Path,
-    *,
-    data_root: str | None = None,
-    download: bool = False,
+    machine: Machine = Machine(),  # noqa: B008 - immutable
     tick: Callable[[], None] = lambda: None,
 ) -> str:
     """Train one strategy on one stream and write its run directory.
@@ -69,8 +65,7 @@ def run(
         spec: What to run; the result depends on nothing else.
         directory: The run directory; made anew.
         cache: Folder of the cached fresh references.
-        data_root: Where data sets are.
-        download: Whether a missing data set may be fetched.
+        machine: Where data sets are.
         tick: Called after each experience.
 
     Returns:
@@ -80,7 +75,7 @@ def run(
         UserError: If the data set is missing, an option is out of its range, or the disk refuses.
     """
     torch.set_num_threads(spec.threads)
-    scenario = build_scenario(spec, data_root=data_root, download=download)
+    scenario = build_scenario(spec, machine)
     score = SCORES[scenario.task]
     fresh = fresh_reference(spec, scenario, cache)
     start(directory, spec)

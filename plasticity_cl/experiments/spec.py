@@ -102,7 +102,8 @@ class CompareSpec(Settings):
             if not values:
                 raise UserError(f"{name} is empty: give at least one")
         names = [normalise(strategy) for strategy in self.strategies]
-        for name, listed in (("strategy", names), ("seed", list(self.seeds))):
+        both: list[tuple[str, list[Any]]] = [("strategy", names), ("seed", list(self.seeds))]
+        for name, listed in both:
             twice = [item for item in listed if listed.count(item) > 1]
             if twice:
                 raise UserError(f"{name} {twice[0]} stands there twice: each is run once with each seed")

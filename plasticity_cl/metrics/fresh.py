@@ -48,7 +48,8 @@ class FreshNetworks:
         """Train a fresh network on the strategy's current experience, in the batch order that it is about to use."""
         self.remember(strategy)
         with preserve_rng(), torch.enable_grad():
-            self._fresh = self._make(strategy)
+            with preserve_rng():
+                self._fresh = self._make(strategy)
             self._fresh.train(strategy.experience, eval_streams=[])
 
     def score(self, strategy: AvalancheTemplate, metric: Any) -> float:

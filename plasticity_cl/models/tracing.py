@@ -168,6 +168,7 @@ def _trace_once(model: nn.Module, kept: frozenset[str]) -> fx.Graph:
     parameters = inspect.signature(type(model).forward).parameters
     # A proxy in place of an optional input is never None, so "if mask is not None" would go the wrong way.
     fixed = {name: p.default for name, p in parameters.items() if p.default is None or isinstance(p.default, bool)}
+    buffers = _buffers_by_path(model)
     try:
         with torch.enable_grad():
             graph = tracer.trace(model, concrete_args=fixed or None)
@@ -176,19 +177,29 @@ def _trace_once(model: nn.Module, kept: frozenset[str]) -> fx.Graph:
     except Exception as error:
         where = tracer.failed_in or f"the network ({type(model).__name__})"
         raise UserError(f"torch.fx cannot trace {where}{_source_line(error)}: {first_line(error)}") from error
+    for path, buffer in _buffers_by_path(model).items():
+        if buffer is not buffers.get(path):
+            raise UserError(
+                f"{type(model).__name__} assigns to its buffer {path!r} in its forward, which torch.fx would lose; "
+                "change the buffer in place, for instance with copy_"
+            )
     for node in graph.find_nodes(op="placeholder"):
         # fx appends a number to the names of the inputs that it fixes, which would break calls by keyword.
         original, _, number = str(node.target).rpartition("_")
         if original in fixed and number.isdigit() and node.target not in parameters:
             node.target = original
-    for node in graph.find_nodes(op="call_function"):
+    for node in list(graph.nodes):
         # As written by fx this check cannot be pickled: once restored, it makes every later trace in the process fail.
         if operation(node) == "_assert_is_none":
             value, message = node.args
             with graph.inserting_before(node):
-                is_none = graph.call_function(operator.eq, (value, None))
-            node.target, node.args = torch._assert, (is_none, message)
+                graph.call_function(torch._assert, (graph.call_function(operator.eq, (value, None)), message))
+            graph.erase_node(node)
     return graph
+
+
+def _buffers_by_path(model: nn.Module) -> dict[str, Any]:
+    return {f"{path}.{k}".removeprefix("."): v for path, m in model.named_modules() for k, v in m._buffers.items()}
 
 
 def _source_line(error: Exception) -> str:

@@ -24,15 +24,16 @@ a { color: var(--link); }
 .warn ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin-bottom: 1rem; }
-caption { text-align: left; padding-bottom: .4rem; }
+caption { text-align: left; padding-bottom: .4rem; width: min(46rem, 100vw - 2rem); }
 caption, figcaption { color: var(--muted); font-size: .9rem; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top; }
 .texts th, .texts td, th:first-child, td:first-child { text-align: left; }
 th:first-child, td:first-child { padding-left: 0; }
 thead th { vertical-align: bottom; }
 th { font-weight: 600; }
+tbody th { white-space: nowrap; }
 td small { color: var(--muted); white-space: nowrap; display: block; }
-.chip { display: inline-block; width: .7em; height: .7em; border-radius: .2em; margin-right: .45em;
+.chip { display: inline-block; width: .7em; height: .7em; border-radius: .2em; margin: 0 .45em 0 1px;
   box-shadow: 0 0 0 1px var(--muted); }
 .verdicts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .6rem 1.2rem; max-width: none; }
 .verdicts dt { font-weight: 600; max-width: 16rem; }

@@ -150,7 +150,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     specs = [_without_nulls(group[0].spec) for group in groups.values()]
     return [
         Comparison(
-            title=_title(spec, specs),
+            title=_title(spec, specs, group),
             spec=spec,
             score=next((run.score for run in group if run.score), "score"),
             strategies=_by_strategy(group),
@@ -178,11 +178,13 @@ def _shared_fields(run: Run) -> frozenset[tuple[str, object]]:
     return frozenset(_without_nulls(run.spec).items())
 
 
-def _title(spec: Mapping[str, Any], all_specs: Sequence[Mapping[str, Any]]) -> str:
+def _title(spec: Mapping[str, Any], all_specs: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
     """Scenario, source and number of experiences, then the fields that tell it from its namesakes."""
     parts = [f"{spec['scenario']} on {spec['source']}" if "source" in spec else str(spec["scenario"])]
-    if "n_experiences" in spec:
-        parts.append(f"{spec['n_experiences']} experience{'s' * (spec['n_experiences'] != 1)}")
+    # A spec that leaves the length to the scenario does not say it, but a finished run does.
+    seen = max((len(run.series("learned", "train")) for run in runs if run.finished), default=0)
+    if length := spec.get("n_experiences", seen):
+        parts.append(f"{length} experience{'s' * (length != 1)}")
     namesakes = [s for s in all_specs if s["scenario"] == spec["scenario"] and s.get("source") == spec.get("source")]
     fields = dict.fromkeys(field for namesake in namesakes for field in namesake)
     for field in fields:

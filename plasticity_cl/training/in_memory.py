@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from avalanche.benchmarks import DatasetExperience
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.images import to_float
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -48,7 +50,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         if len(targets) != size:
             raise UserError(f"{size} inputs but {len(targets)} targets: give one target for each input")
         self.inputs, self.targets, self.indices, self.permutation = inputs, targets, indices, permutation
-        self.mean, self.std = mean, std
+        self.mean = torch.empty(0) if mean is None else mean
+        self.std = torch.empty(0) if std is None else std
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,9 +73,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
             rows = rows.to(self.targets.device)
         inputs = self.inputs[rows if self.indices is None else self.indices[rows]]
         if inputs.dtype == torch.uint8:
-            inputs = inputs.float().div_(255)
-            if self.mean is not None and self.std is not None:
-                inputs.sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+            inputs = to_float(inputs, self.mean, self.std)
         if self.permutation is not None:
             inputs = inputs.flatten(1)[:, self.permutation].view_as(inputs)
         return inputs, self.targets[rows]
@@ -90,8 +91,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
             self.targets.to(device),
             indices=move(self.indices),
             permutation=move(self.permutation),
-            mean=move(self.mean),
-            std=move(self.std),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
         )
 
 
@@ -123,7 +124,7 @@ class InMemoryExperience(DatasetExperience):  # type: ignore[misc]
         """The classes that occur, in rising order; none in regression."""
         if self.samples.targets.is_floating_point():
             return []
-        return [int(label) for label in self.samples.targets.unique()]
+        return self.samples.targets.unique().tolist()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def samples_of(dataset: AvalancheDataset) -> Samples | None:
@@ -133,16 +134,14 @@ def samples_of(dataset: AvalancheDataset) -> Samples | None:
         ``None`` where the data set is anything else: a subset, a concatenation, or one with transforms of its own.
         Batches gathered from tensors would then differ from what the data set holds.
     """
-    flat = getattr(dataset, "_flat_data", None)
-    plain = (
-        flat is not None
-        and len(flat._datasets) == 1
-        and flat._indices is None
-        and isinstance(flat._transform_groups, EmptyTransformGroups)
-        and isinstance(flat._frozen_transform_groups, EmptyTransformGroups)
-        and not any(attribute.use_in_getitem for attribute in dataset._data_attributes.values())
-    )
-    return flat._datasets[0] if plain and isinstance(flat._datasets[0], Samples) else None
+    flat: Any = getattr(dataset, "_flat_data", None)
+    if flat is None or len(flat._datasets) != 1 or flat._indices is not None:
+        return None
+    if any(attribute.use_in_getitem for attribute in dataset._data_attributes.values()):
+        return None
+    if not all(isinstance(g, EmptyTransformGroups) for g in (flat._transform_groups, flat._frozen_transform_groups)):
+        return None
+    return flat._datasets[0] if isinstance(flat._datasets[0], Samples) else None
 
 
 class SamplesLoader:
