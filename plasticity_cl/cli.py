@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -72,14 +73,12 @@ class List:
 
         print("scenarios")
         for name, entry in SCENARIOS.items():
-            print(f"  {name:<18} {entry.help}")
-            if entry.options:
-                print(f"  {'':<18} options: {', '.join(entry.options)}")
-        print(f"\nsources\n  {', '.join(SOURCES)}")
-        print(f"\nnetworks\n  {', '.join(MODELS)}")
-        print("\nstrategies: finetune, or any of these joined by +, for instance layernorm+l2=1e-3")
+            options = f"; options: {', '.join(entry.options)}" if entry.options else ""
+            print(_item(name, entry.help + options))
+        print(f"\nsources\n  {', '.join(SOURCES)}\n\nnetworks\n  {', '.join(MODELS)}")
+        print("\nstrategies: finetune, or any of these joined by +, as in layernorm+l2=1e-3")
         for name, component in COMPONENTS.items():
-            print(f"  {name:<18} {component.help}")
+            print(_item(name, component.help))
         return 0
 
 
@@ -126,6 +125,10 @@ def _from_file(arguments: Sequence[str]) -> dict[str, Any]:
     if arguments[0] == "run":
         return {"default": Run(read_toml(path, RunSpec), Machine())}
     return {"default": Compare(read_toml(path, CompareSpec), Machine())}
+
+
+def _item(name: str, text: str) -> str:
+    return textwrap.fill(text, 79, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21)
 
 
 def _do(specs: Sequence[RunSpec], out: Path | None, machine: Machine) -> int:

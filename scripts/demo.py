@@ -24,10 +24,10 @@ COMPARISONS = {
         n_samples=512,
     ),
     "class-incremental": CompareSpec(
-        scenario="class-incremental", strategies=("finetune", "ewc=100"), seeds=SEEDS, epochs=10
+        scenario="class-incremental", strategies=("finetune", "ewc=1e9"), seeds=SEEDS, epochs=5
     ),
     "target-shift": CompareSpec(
-        scenario="target-shift", strategies=("finetune", "scale-invariant"), seeds=SEEDS, epochs=75, n_samples=256
+        scenario="target-shift", strategies=("finetune", "scale-invariant=-10..110"), seeds=SEEDS, epochs=100
     ),
 }
 

@@ -36,29 +36,6 @@ def label_reset(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def class_incremental(tmp_path_factory):
-    return results(
-        tmp_path_factory.mktemp("class-incremental"),
-        scenario="class-incremental",
-        epochs=10,
-        strategies=("finetune", "ewc=100"),
-    )
-
-
-@pytest.fixture(scope="module")
-def noisy_start(tmp_path_factory):
-    return results(
-        tmp_path_factory.mktemp("noisy-start"),
-        scenario="noisy-start",
-        n_experiences=15,
-        n_samples=512,
-        epochs=20,
-        lr=5e-3,
-        strategies=("finetune",),
-    )
-
-
 def test_under_label_reset_finetuning_loses_two_thirds_and_layer_norm_with_l2_keeps_95_percent(label_reset):
     last = {
         (name, metric): label_reset[name, metric, "train"][:, -5:].mean(axis=1)
@@ -66,42 +43,47 @@ def test_under_label_reset_finetuning_loses_two_thirds_and_layer_norm_with_l2_ke
         for metric in ("learned", "fresh")
     }
     assert (last["finetune", "learned"] < last["finetune", "fresh"] / 3).all()
-    assert (last["layernorm+l2=0.001", "learned"] >= 0.95 * last["layernorm+l2=0.001", "fresh"]).all()
+    kept_share = last["layernorm+l2=0.001", "learned"].mean() / last["layernorm+l2=0.001", "fresh"].mean()
+    assert kept_share >= 0.95
     worn, kept = (estimate(last[name, "learned"]) for name in ("finetune", "layernorm+l2=0.001"))
     assert worn.high < kept.low
 
 
-def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_told_apart(
-    noisy_start, class_incremental
-):
-    plasticity, memory = noisy_start, class_incremental
-    assert plasticity["finetune", "plasticity_loss", "test"][:, -1].min() > 0.2
-    assert np.abs(plasticity["finetune", "forgetting", "test"].mean(axis=1)).max() < 0.05
-    assert np.abs(memory["finetune", "plasticity_loss", "test"].mean(axis=1)).max() < 0.05
-    assert memory["finetune", "forgetting", "test"].mean(axis=1).min() > 0.5
+def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_told_apart(tmp_path):
+    plasticity = results(
+        tmp_path / "plasticity",
+        scenario="noisy-start",
+        n_experiences=15,
+        n_samples=512,
+        lr=5e-3,
+        strategies=("finetune",),
+    )
+    memory = results(tmp_path / "memory", scenario="class-incremental", epochs=10, strategies=("finetune",))
+    # The noisy experiences have nothing to be learned for the test images; the clean one is the last.
+    assert plasticity["finetune", "plasticity_loss", "test"][:, -1].min() > 0.5
+    assert np.abs(plasticity["finetune", "forgetting", "test"].mean(axis=1)).max() < 0.03
+    assert np.abs(memory["finetune", "plasticity_loss", "test"].mean(axis=1)).max() < 0.07
+    assert memory["finetune", "forgetting", "test"].mean(axis=1).min() > 0.7
 
 
-def test_weight_consolidation_trades_forgetting_for_plasticity(class_incremental):
-    finetune, ewc = "finetune", "ewc=100"
-    for seed in range(len(SEEDS)):
-        forgetting = {name: class_incremental[name, "forgetting", "test"][seed].mean() for name in (finetune, ewc)}
-        lost = {name: class_incremental[name, "plasticity_loss", "test"][seed].mean() for name in (finetune, ewc)}
-        assert forgetting[ewc] < forgetting[finetune] - 0.05
-        assert lost[ewc] > lost[finetune] + 0.05
+def test_weight_consolidation_lowers_forgetting_and_raises_plasticity_loss(tmp_path):
+    finetune, ewc = "finetune", "ewc=1000000000"
+    found = results(tmp_path, scenario="class-incremental", epochs=5, strategies=(finetune, "ewc=1e9"))
+    mean = {
+        (name, metric): found[name, metric, "test"].mean(axis=1)
+        for name in (finetune, ewc)
+        for metric in ("forgetting", "plasticity_loss")
+    }
+    assert (mean[ewc, "forgetting"] < mean[finetune, "forgetting"] - 0.3).all()
+    assert (mean[ewc, "plasticity_loss"] > mean[finetune, "plasticity_loss"] + 0.2).all()
 
 
 def test_large_target_means_cost_mse_and_not_the_scale_invariant_loss(tmp_path):
-    found = results(
-        tmp_path, scenario="target-shift", n_samples=256, epochs=75, strategies=("finetune", "scale-invariant")
-    )
-    mse, invariant = (
-        next(
-            values
-            for (name, metric, stream), values in found.items()
-            if (metric, stream) == ("learned", "train") and name.startswith(prefix)
-        )
-        for prefix in ("finetune", "scale-invariant")
-    )
-    zero_mean_after_shift = [2, 4, 6]
-    assert mse[:, zero_mean_after_shift].mean() < 0.6
-    assert invariant.min() >= 0.95
+    invariant = "scale-invariant=-10..110"
+    found = results(tmp_path, scenario="target-shift", epochs=100, strategies=("finetune", invariant))
+    zero_mean_after_a_shift = [2, 4, 6]
+    mse = found["finetune", "learned", "train"][:, zero_mean_after_a_shift]
+    fresh = found["finetune", "fresh", "train"][:, zero_mean_after_a_shift]
+    assert fresh.min() > 0.9
+    assert (mse.mean(axis=1) < 0.6).all()
+    assert found[invariant, "learned", "train"].min() >= 0.95

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plasticity_cl.diagnostics.curvature import lanczos_extremes, loss_along_gradient, max_hessian_eigenvalue
 from plasticity_cl.errors import UserError
@@ -153,7 +154,7 @@ def dense_spectrum(model, loss, inputs, targets):
     def value_at(flat):
         parts = flat.split(sizes)
         moved = {name: part.view_as(old) for (name, old), part in zip(parameters.items(), parts, strict=True)}
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH):
             return loss(functional_call(model, moved, (inputs.double(),)), targets)
 
     flat = torch.cat([value.detach().reshape(-1) for value in parameters.values()])
@@ -170,8 +171,6 @@ def test_both_ends_agree_with_the_dense_hessian(name):
             assert found.converged
             assert found.largest == pytest.approx(float(spectrum[-1]), rel=tol)
             assert float(spectrum[0]) * (1 + 1e-9) <= found.smallest <= found.largest
-    exhausted = max_hessian_eigenvalue(model, F.cross_entropy, inputs, targets, 1e-12, 10_000)
-    assert exhausted.largest == pytest.approx(float(spectrum[-1]), rel=1e-10)
     in_single = max_hessian_eigenvalue(model.float(), F.cross_entropy, inputs.float(), targets)
     assert in_single.converged
     assert in_single.largest == pytest.approx(float(spectrum[-1]), rel=1e-3)
@@ -194,7 +193,7 @@ def test_a_most_negative_eigenvalue_larger_in_size_does_not_take_the_place_of_th
         return -F.cross_entropy(outputs, wanted)
 
     spectrum = dense_spectrum(model, gain, inputs, targets)
-    assert float(spectrum[0]) < -2 * float(spectrum[-1]) < 0, "the case is not the one it should be"
+    assert float(spectrum[0]) < -1.3 * float(spectrum[-1]) < 0, "the case is not the one it should be"
     for seed in range(3):
         found = max_hessian_eigenvalue(model, gain, inputs, targets, seed=seed)
         assert found.largest == pytest.approx(float(spectrum[-1]), rel=1e-3)
@@ -202,12 +201,11 @@ def test_a_most_negative_eigenvalue_larger_in_size_does_not_take_the_place_of_th
 
 
 def test_frozen_and_unused_parameters():
-    model, inputs, targets = build("relu")
-    model[2].requires_grad_(False)
+    model, inputs, targets = build("shared module")
+    model.body.requires_grad_(False)
     model.unused = nn.Linear(3, 3).double()
-    model.forward = lambda x: nn.Sequential(*list(model)[:5])(x)
     spectrum = dense_spectrum(model, F.cross_entropy, inputs, targets)
-    assert len(spectrum) == 16 * 10 + 10 + 10 * 4 + 4 + 12
+    assert len(spectrum) == 16 * 8 + 8 + 12
     found = max_hessian_eigenvalue(model, F.cross_entropy, inputs, targets)
     assert found.largest == pytest.approx(float(spectrum[-1]), rel=1e-3)
     assert all(value.grad is None for value in model.parameters())
@@ -231,7 +229,7 @@ def test_dead_network_has_only_the_curvature_of_its_output_bias():
 
 
 def test_digits_network_needs_the_promised_number_of_products():
-    """11 to 22 at a tolerance of 1e-2, for a network that has begun to learn; and its error in float32 is within it."""
+    """Little more than ten for a network that has begun to learn, and within the tolerance in float32."""
     digits = load_digits()
     inputs = torch.tensor(digits.images[:256].reshape(256, 64) / 16, dtype=torch.float32)
     targets = torch.tensor(digits.target[:256])
@@ -242,9 +240,9 @@ def test_digits_network_needs_the_promised_number_of_products():
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
-    exact = max_hessian_eigenvalue(model.double(), F.cross_entropy, inputs.double(), targets, 1e-9, 400).largest
+    exact = max_hessian_eigenvalue(model.double(), F.cross_entropy, inputs.double(), targets, 1e-6).largest
     model.float()
-    for tol, most in ((1e-2, 22), (1e-3, 26)):
+    for tol, most in ((1e-2, 14), (1e-3, 16)):
         for seed in range(5):
             found = max_hessian_eigenvalue(model, F.cross_entropy, inputs, targets, tol, seed=seed)
             assert found.products <= most
@@ -327,8 +325,14 @@ def test_errors_say_what_is_wrong():
     def look(loss=F.cross_entropy, **settings):
         return max_hessian_eigenvalue(model, loss, inputs, targets, **settings)
 
-    with pytest.raises(UserError, match="cannot be differentiated twice.*once_differentiable"):
+    def fused(outputs, _):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(*3 * [outputs[None, None]]).square().mean()
+
+    with pytest.raises(UserError, match="cannot be differentiated twice: .* once_differentiable"):
         look(lambda outputs, wanted: F.cross_entropy(Opaque.apply(outputs), wanted))
+    with pytest.raises(UserError, match="cannot be differentiated twice: derivative .* not implemented; replace"):
+        look(fused)
     with pytest.raises(UserError, match=r"must be a scalar, got shape \[24\]; take its mean"):
         look(lambda outputs, wanted: F.cross_entropy(outputs, wanted, reduction="none"))
     with pytest.raises(UserError, match="depends on no trainable parameter"):
@@ -393,6 +397,15 @@ def test_lanczos_scales_with_the_matrix_and_turns_over_with_its_sign(values, see
     assert turned.largest == pytest.approx(-float(exact[0]), rel=1e-8, abs=1e-11 * size)
 
 
+def test_lanczos_finds_a_largest_eigenvalue_far_smaller_in_size_than_the_most_negative_one():
+    values = torch.linspace(-2, 0.5, 400, dtype=torch.float64)
+    values[:2] = torch.tensor([-1000.0, 1.0])
+    for seed in range(10):
+        found = lanczos_extremes(lambda v: v * values, 400, seed=seed)
+        assert found.largest == pytest.approx(1, rel=1e-3)
+        assert found.smallest == pytest.approx(-1000, rel=1e-6)
+
+
 def test_repeated_and_few_distinct_eigenvalues_end_early():
     for values, distinct in (([0.0] * 50, 1), ([2.0] * 50, 1), ([3.0] * 5 + [0.0] * 45, 2), ([5.0, -7.0, 1.0] * 9, 3)):
         found = lanczos_extremes(symmetric(values, 0).mv, len(values), 1e-9)
@@ -403,7 +416,7 @@ def test_repeated_and_few_distinct_eigenvalues_end_early():
 
 
 def test_converged_means_within_the_tolerance_also_for_spectra_made_to_deceive():
-    """Two nearly equal largest eigenvalues: the residual alone settles on the lower one about once in twenty starts."""
+    """Two nearly equal largest eigenvalues: the residual alone settles on the lower one in 8% of the starts."""
     generator = torch.Generator().manual_seed(0)
     n, tol, trials = 1000, 1e-3, 300
     wrong = products = 0

@@ -785,7 +785,7 @@ class SwitchThenRelu(Switch):
 class FeaturesAndMaps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.linear = nn.Conv2d(4, 4, 1), nn.Linear(4, 4)
+        self.conv, self.linear = nn.Conv2d(4, 1, 1), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv(x) + self.linear(x))
@@ -920,9 +920,20 @@ def test_an_unknown_kind_is_answered_with_the_close_ones() -> None:
         insert_normalization(Relu(), "layernorm")
 
 
-def test_hooks_on_layers_stay() -> None:
-    result = insert_normalization(hooked(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "0"))
-    assert len(result.get_submodule("0")._forward_hooks) == 1
+class OwnLinear(nn.Linear):
+    """A layer that only changes how it is made."""
+
+
+@pytest.mark.parametrize("linear", [nn.Linear, OwnLinear])
+def test_layers_are_still_called_as_modules_so_that_hooks_see_them(linear: type[nn.Linear]) -> None:
+    seen: list[Tensor] = []
+    model = nn.Sequential(linear(4, 4), nn.ReLU(), linear(4, 2))
+    model[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    result = insert_normalization(model)
+    x = batch(3, 4)
+    result(x)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], model[0].forward(x))
 
 
 class Aliased(Relu):

@@ -164,8 +164,9 @@ def visit_nonlinearities(model: nn.Module, inputs: Tensor, visit: Callable[[Nonl
     """Run one forward pass in eval mode, without gradients, and visit each nonlinearity right before it is applied.
 
     What counts units is found from what the data last went through: the last dimension after a linear layer, layer or
-    RMS normalisation or an embedding, the channel dimension after a convolution, batch, group or instance normalisation,
-    where the number of dimensions and of units fits; otherwise the second of four and more dimensions, else the last.
+    RMS normalisation or an embedding, the channel dimension after a convolution, batch, group or instance
+    normalisation, where the number of dimensions and of units fits; otherwise the second of four and more dimensions,
+    else the last.
 
     Args:
         model: Any network in plain PyTorch; also traced by torch.fx or compiled.
@@ -211,8 +212,8 @@ def last_linear(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tenso
         inputs: A batch, as the model takes it.
 
     Returns:
-        Its features [n, d], where every position before the last dimension counts as a sample; its weight [C, d]; and its
-        bias [C] or None. All detached, the features a copy.
+        Its features [n, d], where every position before the last dimension counts as a sample; its weight [C, d]; and
+        its bias [C] or None. All detached, the features a copy.
 
     Raises:
         UserError: If no linear layer was executed.

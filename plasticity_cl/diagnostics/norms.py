@@ -1,9 +1,14 @@
-"""Norms (mechanism 2: growth of parameters). All are Euclidean, in float64."""
+"""Norms of parameters, gradients, updates and features (mechanism 2: growth of parameters).
+
+All norms are Euclidean. A layer is a module that owns parameters, with all of them (weight and bias) taken together; a
+parameter that the network itself owns, a class token for instance, is a layer of its own. NaN and infinities are passed
+on, because a norm that is not finite is the finding.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,103 +16,172 @@ from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
 
+_ADAM_LIKE = (
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta),
+)
+
 
 @dataclass(frozen=True)
-class Norms:
-    """A Euclidean norm, in total and by layer.
+class LayerValues:
+    """A value for a network and for each of its layers.
 
     Attributes:
-        total: Root of the sum of squares over all parameters; a shared parameter counts once.
-        layers: The same for the parameters that each module holds itself, by the module's name.
+        total: All layers together.
+        layers: By name of the layer, in the order of the network.
     """
 
     total: float
     layers: dict[str, float]
 
+    def scalars(self, name: str) -> dict[str, float]:
+        """Return flat names: ``name`` in total, ``name/layer`` for a layer."""
+        return {name: self.total} | {f"{name}/{layer}": value for layer, value in self.layers.items()}
 
-def parameter_norm(model: nn.Module) -> Norms:
-    """||w|| of all parameters, frozen ones too. Compare it with the same network's at initialisation."""
-    return _norms({name: parameter.detach() for name, parameter in model.named_parameters()})
+
+def parameter_norm(model: nn.Module) -> LayerValues:
+    """Compute ||W|| of each layer and of all parameters together; a shared parameter counts once.
+
+    Args:
+        model: Any network. Frozen parameters count too.
+
+    Returns:
+        Norms. For growth, divide by those of the same network at initialisation.
+    """
+    return _norms(model.named_parameters())
 
 
-def gradient_norm(model: nn.Module) -> Norms:
-    """||g|| of the gradients that the parameters hold now; parameters without a gradient count as 0."""
+def gradient_norm(model: nn.Module) -> LayerValues:
+    """Compute the norm of the gradients that the parameters hold; a parameter without one counts as zero.
+
+    Args:
+        model: A network after ``backward``.
+
+    Returns:
+        Norms.
+
+    Raises:
+        UserError: If no parameter holds a gradient.
+    """
+    parameters = dict(model.named_parameters())
+    if all(parameter.grad is None for parameter in parameters.values()):
+        raise UserError(
+            "no parameter holds a gradient; call backward first, and measure before the gradients are cleared"
+        )
     return _norms(
-        {
-            name: torch.zeros(1) if parameter.grad is None else parameter.grad.detach()
-            for name, parameter in model.named_parameters()
-        }
+        (name, parameter.new_zeros(1) if parameter.grad is None else parameter.grad)
+        for name, parameter in parameters.items()
     )
 
 
 def feature_norm(features: Tensor) -> float:
-    """Mean over samples of ||f_i||.
+    """Compute the mean over samples of ||f_i||.
 
     Args:
-        features: ``[n, d]``.
+        features: [n, ...]; each sample is flattened.
 
-    Raises:
-        UserError: If it is no matrix with at least one sample.
+    Returns:
+        The norm; 0 without samples.
     """
-    if features.ndim != 2 or not len(features):
-        raise UserError(f"features must be a matrix [samples, features], not {list(features.shape)}")
-    return float(torch.linalg.vector_norm(features.detach().double(), dim=1).mean())
+    if not features.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(features.detach().double().flatten(1), dim=1).mean())
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters, for :func:`update_ratio` after some steps."""
+def parameter_snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the parameters, for :func:`update_ratio`.
+
+    Args:
+        model: Any network.
+
+    Returns:
+        Detached copies by name.
+    """
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def update_ratio(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Norms:
-    """||dW|| / ||W||, the relative size of real steps.
+def update_ratio(before: Mapping[str, Tensor], after: nn.Module) -> LayerValues:
+    """Compute ||dW|| / ||W||, W the parameters before and W + dW those after one or more real optimizer steps.
 
     Args:
-        before: Parameters by name before the steps; see :func:`snapshot`.
-        after: The same after the steps.
+        before: Parameters by name, as :func:`parameter_snapshot` copied them before the step.
+        after: The network after the step.
 
     Returns:
-        The ratio over all parameters, and by layer; infinite where W was 0 and moved, 0 where it was 0 and did not.
+        Ratios; 0 where nothing moved, infinity where a layer moved away from all zeros.
 
     Raises:
-        UserError: If the two differ in names or shapes.
+        UserError: If the network has other parameters than before.
     """
-    shapes_before = {name: tuple(value.shape) for name, value in before.items()}
-    shapes_after = {name: tuple(value.shape) for name, value in after.items()}
-    if shapes_before != shapes_after:
-        name = next(n for n in {**shapes_before, **shapes_after} if shapes_before.get(n) != shapes_after.get(n))
-        raise UserError(
-            f"parameter {name} has shape {shapes_before.get(name)} before and {shapes_after.get(name)} after the steps"
-        )
-    weights = _norms(before)
-    steps = _norms({name: after[name].detach().double() - value.detach().double() for name, value in before.items()})
-    ratios = {name: _ratio(steps.layers[name], weights.layers[name]) for name in weights.layers}
-    return Norms(_ratio(steps.total, weights.total), ratios)
+    now = dict(after.named_parameters())
+    for name in [*before, *(name for name in now if name not in before)]:
+        if name not in now or name not in before or now[name].shape != before[name].shape:
+            raise UserError(f"parameter {name!r} is not the same before and after; take both from one network")
+    step = _norms((name, parameter.detach() - before[name]) for name, parameter in now.items())
+    start = _norms((name, before[name]) for name in now)
+    layers = {name: _ratio(norm, start.layers[name]) for name, norm in step.layers.items()}
+    return LayerValues(_ratio(step.total, start.total), layers)
 
 
-def effective_learning_rate(learning_rate: float, weight_norm: float, *, adaptive: bool) -> float:
-    """How fast the direction of a scale-invariant layer's weights turns, those before a normalisation.
+def effective_learning_rate(model: nn.Module, optimizer: torch.optim.Optimizer) -> LayerValues:
+    """Compute the learning rate in units of the weights: eta / ||W||^2 for SGD, eta / ||W|| for Adam-like optimizers.
 
-    Gradients of such weights shrink as 1 / ||W||, so growth of the norm slows learning down: eta / ||W||^2 for SGD, and
-    eta / ||W|| for optimizers that normalise the gradient, as Adam does (van Laarhoven 2017; Lyle et al. 2024).
+    For a layer whose output does not depend on the scale of its weights (followed by a normalisation), this is what
+    sets the speed of learning, so growing weights slow it down (van Laarhoven 2017, Lyle et al. 2024). Gradients of
+    such a layer shrink as 1 / ||W||; Adam-like steps do not shrink with them, hence the other power. Of other layers
+    it says little.
 
     Args:
-        learning_rate: eta.
-        weight_norm: ||W|| of the layer.
-        adaptive: Whether the optimizer normalises gradients.
+        model: Any network; its weights of two and more dimensions are looked at, not biases and scales.
+        optimizer: The optimizer that trains them. Adam-like are those that divide by a running size of the gradient:
+            Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta.
+
+    Returns:
+        Rates of each weight, by name; in total the formula for all weights as one, with the learning rates averaged
+        by squared norm. Infinity where all weights are zero. Momentum is not in it.
+
+    Raises:
+        UserError: If the optimizer is neither SGD nor Adam-like, or holds none of the weights.
     """
-    return _ratio(learning_rate, weight_norm if adaptive else weight_norm**2)
+    if isinstance(optimizer, torch.optim.SGD | torch.optim.ASGD):
+        power = 2
+    elif isinstance(optimizer, _ADAM_LIKE):
+        power = 1
+    else:
+        raise UserError(
+            f"the effective learning rate is defined for SGD and Adam-like optimizers, not {type(optimizer).__name__}"
+        )
+    rates = {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1 and id(p) in rates}
+    if not weights:
+        raise UserError("the optimizer holds no weight matrix of this network")
+    norms = {name: _norm(weight) for name, weight in weights.items()}
+    total = math.hypot(*norms.values())
+    own = {name: rates[id(weight)] for name, weight in weights.items()}
+    layers = {name: _ratio(own[name], norm**power) for name, norm in norms.items()}
+    rate = sum(own[name] * (norm / total) ** 2 for name, norm in norms.items()) if total else max(own.values())
+    return LayerValues(_ratio(rate, total**power), layers)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    if denominator:
-        return numerator / denominator
-    return math.inf if numerator else 0.0
+def _norms(tensors: Iterable[tuple[str, Tensor]]) -> LayerValues:
+    layers: dict[str, float] = {}
+    for name, tensor in tensors:
+        layer = name.rpartition(".")[0] or name
+        layers[layer] = math.hypot(layers.get(layer, 0.0), _norm(tensor))
+    return LayerValues(math.hypot(*layers.values()), layers)
 
 
-def _norms(tensors: Mapping[str, Tensor]) -> Norms:
-    norms = {name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for name, tensor in tensors.items()}
-    layers: dict[str, list[float]] = {}
-    for name, norm in norms.items():
-        layers.setdefault(name.rpartition(".")[0], []).append(norm)
-    return Norms(math.hypot(*norms.values()), {name: math.hypot(*parts) for name, parts in layers.items()})
+def _norm(tensor: Tensor) -> float:
+    """Row by row in the tensor's precision (float32 over millions of entries is off by 1e-5), then in float64."""
+    tensor = tensor.detach()
+    if tensor.ndim > 1:
+        tensor = torch.linalg.vector_norm(
+            tensor.flatten(1), dim=1, dtype=torch.promote_types(tensor.dtype, torch.float32)
+        )
+    return float(torch.linalg.vector_norm(tensor.double()))
+
+
+def _ratio(value: float, by: float) -> float:
+    if by == 0:
+        return math.inf if value > 0 else value
+    return value / by

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from plasticity_cl.diagnostics.ntk_layers import BUDGET
-from plasticity_cl.diagnostics.ntk_record import Recorder
+from plasticity_cl.diagnostics.ntk_record import NOT_FINITE, Recorder
 from plasticity_cl.diagnostics.undisturbed import undisturbed
 from plasticity_cl.errors import UserError, unknown_name
 
@@ -20,75 +20,69 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _KINDS = ("trace", "full", "sum", "loss")
 _CONDITION_FLOOR = 1e-6
 _SRANK_DELTA = 0.01
+_ROUNDING = 1e-12
 
 
 def empirical_ntk(
     model: nn.Module, inputs: Tensor, kind: str = "trace", targets: Tensor | None = None, loss: Loss | None = None
 ) -> Tensor:
-    r"""Compute the empirical neural tangent kernel of a network in eval mode on a batch.
+    """Compute the empirical neural tangent kernel of a network in eval mode on a batch.
 
-    With the outputs :math:`f_c(x_i)`, c = 1..C, of the samples i = 1..n, and gradients over all trainable parameters:
+    With outputs f_c(x_i), c = 1..C, of samples x_i, i = 1..n, and gradients over all trainable parameters, there are
 
-    ========= ============ ====================================================================================
-    kind      shape        entries
-    ========= ============ ====================================================================================
-    ``trace`` ``[n, n]``   :math:`\sum_c \langle \nabla f_c(x_i), \nabla f_c(x_j) \rangle`
-    ``full``  ``[nC, nC]`` :math:`\langle \nabla f_c(x_i), \nabla f_d(x_j) \rangle` in row iC+c and column jC+d; small n only
-    ``sum``   ``[n, n]``   the Gram matrix of :math:`\nabla \sum_c f_c(x_i) / \sqrt{C}`: cheap, do not rely on it for
-                           worn networks
-    ``loss``  ``[n, n]``   :math:`\langle \nabla l_i, \nabla l_j \rangle`, l_i the loss of sample i; with
-                           :func:`cosine_gram`, the gradient covariance of Lyle et al. 2023, "Understanding plasticity in
-                           neural networks"
-    ========= ============ ====================================================================================
+    - ``trace``, ``[n, n]``: K_ij = sum_c <grad f_c(x_i), grad f_c(x_j)>.
+    - ``full``, ``[nC, nC]``: <grad f_c(x_i), grad f_d(x_j)> in row iC + c and column jC + d. For small n only.
+    - ``sum``, ``[n, n]``: K_ij = <grad s(x_i), grad s(x_j)> with s = sum_c f_c / sqrt(C). Cheap; do not rely on it for
+      worn networks.
+    - ``loss``, ``[n, n]``: G_ij = <grad l_i, grad l_j>, l_i the loss of sample i. With :func:`cosine_gram` it is the
+      gradient covariance of Lyle et al. 2023, "Understanding plasticity in neural networks".
 
-    It takes one forward pass and C + 2 backward passes (3 for ``sum`` and ``loss``) that compute no weight gradients; each
-    layer's share follows from its inputs and the gradients of its outputs. There are rules for linear layers, one- and
-    two-dimensional convolutions, layer, group, RMS and batch normalisation, embeddings, PyTorch's multi-head attention,
-    and parameters added, multiplied or expanded as they are, in modules or functional, shared or not. Any other trainable
-    parameter is named in a warning, and its share comes from ``torch.func``, which is as exact but far slower; as is that
-    of a layer in which the samples are mixed, for which each sample is then taken alone.
+    It takes one forward pass and C + 2 backward passes (3 for ``sum`` and ``loss``) that compute no weight gradients;
+    each layer's share follows from its inputs and the gradients of its outputs. There are rules for linear layers, one-
+    and two-dimensional convolutions, layer, group, RMS and batch normalisation, embeddings, PyTorch's multi-head
+    attention, and parameters that are added, multiplied or expanded as they are; in modules or functional, shared or
+    not. Any other trainable parameter is named in a warning, and its share comes from ``torch.func``, as exact but far
+    slower. So does that of a layer after which samples meet; there, each sample is taken as a batch of its own.
 
     Args:
-        model: The network; it is put into eval mode for the computation and left exactly as it was. Its output must be one
-            tensor ``[n, ...]``; all entries of a sample count as outputs.
+        model: The network; it is put into eval mode for the computation and left exactly as it was. Its output must be
+            one tensor ``[n, ...]``; all entries of a sample count as outputs.
         inputs: Batch of samples, ``[n, ...]``.
         kind: ``"trace"``, ``"full"``, ``"sum"`` or ``"loss"``.
         targets: For ``"loss"``, the targets, ``[n, ...]``.
         loss: For ``"loss"``, called as ``loss(outputs, targets)``. It should give one value a sample, ``[n]``, as
-            ``torch.nn.functional.cross_entropy`` does with ``reduction="none"``. If it gives a single value, it is called
-            again on each sample as a batch of one, so that ``nn.CrossEntropyLoss()`` or ``nn.MSELoss()`` do as they are.
+            ``torch.nn.functional.cross_entropy`` does with ``reduction="none"``. If it gives a single value, it is
+            called again on each sample as a batch of one, so ``nn.CrossEntropyLoss()`` and ``nn.MSELoss()`` will do.
 
     Returns:
-        The kernel, symmetric and positive semi-definite up to rounding, in float64 on the network's device. For a network
-        in float32 it is within 1e-5 of the exact one, relative to the largest entry.
+        The kernel, symmetric, and positive semi-definite up to rounding, in float64 on the network's device. For a
+        network in float32 it is within 1e-5 of the exact one, relative to the largest entry.
 
     Raises:
-        UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, or outputs or
-            gradients are not finite.
+        UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, the outputs
+            or gradients are not finite, or the network defies the method (activation checkpointing, batch
+            normalisation without running statistics).
     """
     if kind not in _KINDS:
         raise unknown_name("kind of tangent kernel", kind, _KINDS)
     if kind == "loss" and (targets is None or loss is None):
-        raise UserError("the kernel of kind 'loss' needs targets and a loss")
+        raise UserError("the tangent kernel of kind 'loss' needs targets and a loss")
     if kind != "loss" and not (targets is None and loss is None):
-        raise UserError(f"targets and a loss belong to the kernel of kind 'loss', not {kind!r}")
+        raise UserError(f"targets and loss belong to the tangent kernel of kind 'loss', not {kind!r}")
     if inputs.dim() == 0 or len(inputs) == 0:
-        raise UserError(
-            f"a tangent kernel needs a batch of at least one sample, got inputs of shape {list(inputs.shape)}"
-        )
-    if targets is not None and len(targets) != len(inputs):
-        raise UserError(f"got {len(inputs)} inputs but {len(targets)} targets")
+        raise UserError(f"a tangent kernel needs at least one sample, got inputs of shape {list(inputs.shape)}")
+    if targets is not None and (targets.dim() == 0 or len(targets) != len(inputs)):
+        raise UserError(f"got {len(inputs)} inputs, but targets of shape {list(targets.shape)}")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UserError("the network has no trainable parameter, so it has no tangent kernel")
-    inputs = inputs.detach()
-    n = len(inputs)
-    recorder = Recorder(trainable, n)
-    with undisturbed(model):
+    recorder = Recorder(trainable, len(inputs))
+    with torch.inference_mode(False), undisturbed(model):
+        inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         try:
             with recorder:
                 outputs = model(inputs)
-            _check_outputs(outputs, n)
+            _check_outputs(outputs, len(inputs))
             directions = _directions(kind, outputs, targets, loss)
             kernel, uncovered = recorder.kernel(outputs, directions, joint=kind == "full")
             activations = recorder.activations()
@@ -102,9 +96,7 @@ def empirical_ntk(
     lower = kernel.flatten(2).flatten(0, 1).tril()
     gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
     if not gram.isfinite().all():
-        raise UserError(
-            "the network's gradients are not finite, so its tangent kernel is not defined; look at its weights"
-        )
+        raise UserError(NOT_FINITE)
     return gram
 
 
@@ -116,7 +108,7 @@ def _check_outputs(outputs: object, n: int) -> None:
     broken = int((~outputs.isfinite()).reshape(n, -1).any(1).sum())
     if broken:
         raise UserError(
-            f"the network's outputs are not finite for {broken} of {n} samples, so its tangent kernel is not defined; "
+            f"the network's outputs are not finite for {broken} of {n} samples, so its tangent kernel is undefined: "
             "look at its weights and inputs"
         )
 
@@ -137,7 +129,7 @@ def _directions(kind: str, outputs: Tensor, targets: Tensor | None, loss: Loss |
         values = torch.stack([loss(leaf[i : i + 1], targets[i : i + 1]) for i in range(n)])
     if values.shape not in {(n,), ()}:
         raise UserError(
-            f"the loss gave values of shape {list(values.shape)} for {n} samples; it should give one value a sample, or one"
+            f"the loss gave values of shape {list(values.shape)} for {n} samples; give one a sample, or one"
         )
     if not values.requires_grad:
         raise UserError("the loss cannot be differentiated by the network's outputs")
@@ -146,12 +138,10 @@ def _directions(kind: str, outputs: Tensor, targets: Tensor | None, loss: Loss |
 
 
 def _warn(model: nn.Module, names: list[str]) -> None:
-    described = []
-    for name in names:
-        owner = model.get_submodule(name.rpartition(".")[0])
-        described.append(f"{name} ({type(owner).__name__})")
+    owners = {name: type(module).__name__ for name, module in model.named_modules()}
+    described = ", ".join(f"{name} ({owners[name.rpartition('.')[0]]})" for name in names)
     warnings.warn(
-        f"empirical_ntk has no rule for the use of {', '.join(described)}: this part is computed by torch.func, slowly",
+        f"empirical_ntk has no rule for the use of {described}: their share is computed by torch.func, slowly",
         stacklevel=3,
     )
 
@@ -177,24 +167,25 @@ def _add_by_torch_func(
     joint = kernel.shape[0] > 1
     m, n = directions.shape[:2]
     size = sum(parameter.numel() for parameter in parameters.values())
-    entry = m * inputs.new_empty(0, dtype=directions.dtype).element_size()
-    block = max(1, 4 * BUDGET // (entry * size))
-    chunk = max(1, 4 * BUDGET // (entry * (size + 2 * activations)))
+    block = max(1, 8 * BUDGET // (m * size * directions.element_size()))
+    chunk = max(1, 8 * BUDGET // (m * (size + 2 * activations) * directions.element_size()))
+
+    weights = torch.linspace(1, 2, m).to(directions)
 
     def gradients(x: Tensor, v: Tensor) -> Tensor:
         """Gradients ``[m, P]`` of one sample."""
-        _, pull_back = vjp(lambda values: functional_call(model, values, (x[None],)).reshape(-1), parameters)
+        pull_back = vjp(lambda values: functional_call(model, values, (x[None],)).reshape(-1), parameters)[1]
         (parts,) = vmap(pull_back)(v)
         return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
 
     def one_by_one(x: Tensor, v: Tensor) -> Tensor:
-        """The same by plain autograd, for what vmap cannot do."""
+        """The same by plain autograd, for networks that vmap cannot run, or gets wrong (PReLU in torch 2.14)."""
         leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
         output = functional_call(model, leaves, (x[None],)).reshape(-1)
         rows = []
         for direction in v:
             parts = torch.autograd.grad(
-                output, list(leaves.values()), direction, retain_graph=True, materialize_grads=True, allow_unused=True
+                output, list(leaves.values()), direction, retain_graph=True, allow_unused=True, materialize_grads=True
             )
             rows.append(torch.cat([part.flatten() for part in parts]))
         return torch.stack(rows)
@@ -202,9 +193,14 @@ def _add_by_torch_func(
     def of_block(samples: slice) -> Tensor:
         xs, vs = inputs[samples], directions[:, samples].movedim(1, 0)
         try:
-            return vmap(gradients, chunk_size=chunk)(xs, vs)
+            result = vmap(gradients, chunk_size=chunk)(xs, vs)
+            right = _agree(weights @ result[-1], one_by_one(xs[-1], (weights @ vs[-1])[None])[0])
         except RuntimeError:
-            return torch.stack([one_by_one(x, v) for x, v in zip(xs, vs, strict=True)])
+            right = False
+        if not right:
+            result = torch.stack([one_by_one(x, v) for x, v in zip(xs, vs, strict=True)])
+        # Without joint products the directions are just more parameters.
+        return result.detach() if joint else result.detach().reshape(len(xs), 1, -1)
 
     for start in range(0, n, block):
         rows = slice(start, start + block)
@@ -212,13 +208,14 @@ def _add_by_torch_func(
         for other in range(0, start + 1, block):
             columns = slice(other, other + block)
             Y = X if other == start else of_block(columns)
-            if joint:
-                product = torch.einsum("icp,jdp->cidj", X, Y)
-            else:
-                product = (X.flatten(1) @ Y.flatten(1).mT)[None, :, None]
+            product = torch.einsum("icp,jdp->cidj", X, Y)
             kernel[:, rows, :, columns] += product
             if other != start:
                 kernel[:, columns, :, rows] += product.permute(2, 3, 0, 1)
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 def cosine_gram(gram: Tensor) -> Tensor:
@@ -243,23 +240,23 @@ def cosine_gram(gram: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NTKStatistics:
-    """Scalars of a kernel K with eigenvalues lambda_1 >= lambda_2 >= ..., p_i = lambda_i / sum lambda.
+    """Scalars of a kernel K with eigenvalues lambda_1 >= ... >= lambda_n, p_i = lambda_i / sum lambda.
 
-    The eigenvalues of K are the squares of the singular values of the Jacobian; all measures here use the eigenvalues, so
-    they differ from those of the same name for feature matrices, which use singular values. A kernel that is zero has
-    rank 0 in every measure of rank.
+    The eigenvalues of K are the squares of the singular values of the Jacobian. All measures here use the eigenvalues,
+    so they differ from those of the same name for feature matrices, which use singular values. A kernel that is zero
+    has rank 0 in every measure of rank.
 
     Attributes:
         effective_rank: exp(-sum p log p) (Roy and Vetterli 2007, on eigenvalues).
         srank: The smallest k with lambda_1 + ... + lambda_k >= 0.99 sum lambda (Kumar et al. 2021, on eigenvalues).
         participation_ratio: (sum lambda)^2 / sum lambda^2.
         trace_over_top: sum lambda / lambda_1; the stable rank of the Jacobian.
-        condition_number: lambda_1 / max(lambda_n, 1e-6 lambda_1). The floor makes 1e6 the largest value; it is the value of
-            every singular kernel.
+        condition_number: lambda_1 / max(lambda_n, 1e-6 lambda_1). The floor makes 1e6 the largest value, that of every
+            singular kernel.
         diagonal_plus_rank_one: How close the cosine form C = D^-1/2 K D^-1/2 is to diagonal plus rank one:
-            1 - ||off(C - u u^T)||^2 / ||off C||^2 with off the part off the diagonal and u fitted to it, starting from the
-            leading eigenvector of off C. 1 if nothing is off the diagonal. Near 1 for the trace kernel even of fresh
-            networks: use the loss kernel, and compare with the network's own initialisation.
+            1 - ||off(C - u u^T)||^2 / ||off C||^2, with off the part off the diagonal and u fitted to it, starting from
+            the leading eigenvector of off C. 1 if nothing is off the diagonal. Near 1 for the trace kernel even of
+            fresh networks: use the loss kernel, and compare with the network's own initialisation.
         mean_cosine: Mean of C off the diagonal; 0 for a single sample.
     """
 
@@ -320,11 +317,10 @@ def _diagonal_plus_rank_one(gram: Tensor) -> tuple[float, float]:
     """Give closeness to diagonal plus rank one, and the mean cosine off the diagonal."""
     n = len(gram)
     off = cosine_gram(gram).fill_diagonal_(0)
-    size = float(off.square().sum())
-    if size == 0:
+    if float(off.abs().max()) < _ROUNDING:
         return 1.0, 0.0
-    # The diagonal is free, so fill it with that of the fit and fit again (principal axis factoring): each step lowers the
-    # residual.
+    size = float(off.square().sum())
+    # The diagonal is free, so fill it with that of the fit and fit again: each such step lowers the residual.
     closeness, u = -torch.inf, off.new_zeros(n)
     for _ in range(100):
         values, vectors = torch.linalg.eigh(off + u.square().diag())

@@ -60,8 +60,8 @@ class LayerCall(ABC):
 
     @property
     def input_changed(self) -> bool:
-        """Whether the input was changed in place after the call, so that it is lost."""
-        return self.x._version != self._version
+        """Whether the input was changed in place after the call, so that the weight's gradient is lost."""
+        return self.weight is not None and self.x._version != self._version
 
     @property
     def has_ghost_form(self) -> bool:
@@ -133,18 +133,17 @@ class MatrixCall(LayerCall):
         """See the base class."""
         G = self.grouped(g)
         n, _, per_group, _ = G.shape
-        block = n if self.patch_bytes() == 0 else max(1, BUDGET // 2 // self.patch_bytes())
-        result: Tensor | None = None
+        block = n if self.kept is not None else max(1, BUDGET // 2 // max(1, self.patch_bytes()))
+        blocks = []
         for start in range(0, n, block):
             samples = slice(start, min(start + block, n))
-            A = self.patches(samples.start, samples.stop)
-            if result is None:
-                result = g.new_empty(n, rows.stop - rows.start, A.shape[2])
-            for piece, groups, inside in _pieces(rows, per_group):
-                product = G[samples, groups, inside] @ A[:, groups].mT
-                result[samples, piece] = product.flatten(1, 2)
-        assert result is not None
-        return result
+            A = self.patches(samples.start, samples.stop) if self.kept is None else self.kept
+            parts = [
+                (G[samples, groups, inside] @ A[:, groups].mT).flatten(1, 2)
+                for groups, inside in _rectangles(rows, per_group)
+            ]
+            blocks.append(_concatenated(parts, dim=1))
+        return _concatenated(blocks, dim=0)
 
     def bias_gradient(self, g: Tensor, rows: slice) -> Tensor:
         """See the base class."""
@@ -164,19 +163,24 @@ class MatrixCall(LayerCall):
         return product if self.bias is None else product.add_(1)
 
 
-def _pieces(rows: slice, per_group: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut rows of a grouped weight into rectangles: (place in the result, groups, rows inside each group)."""
+def _concatenated(tensors: list[Tensor], dim: int) -> Tensor:
+    """Join tensors, without a copy where there is only one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def _rectangles(rows: slice, per_group: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows of a grouped weight into rectangles of groups and rows inside each group."""
     row = rows.start
     while row < rows.stop:
         group, first = divmod(row, per_group)
         whole = (rows.stop - row) // per_group
         if first == 0 and whole:
-            end, groups, inside = row + whole * per_group, slice(group, group + whole), slice(0, per_group)
+            yield slice(group, group + whole), slice(0, per_group)
+            row += whole * per_group
         else:
             end = min((group + 1) * per_group, rows.stop)
-            groups, inside = slice(group, group + 1), slice(first, first + end - row)
-        yield slice(row - rows.start, end - rows.start), groups, inside
-        row = end
+            yield slice(group, group + 1), slice(first, first + end - row)
+            row = end
 
 
 class LinearCall(MatrixCall):
@@ -388,8 +392,8 @@ class Group:
         """Add the group's share to the kernel from the output gradients its calls have received, and forget these.
 
         Args:
-            kernel: ``[m, n, m, n]``, float64, changed in place: m directions of the output, n samples. As a square matrix
-                it is symmetric; only its lower triangle is sure to be filled.
+            kernel: ``[m, n, m, n]``, float64, changed in place: m directions of the output, n samples. As a square
+                matrix it is symmetric; only its lower triangle is sure to be filled.
         """
         m, n = kernel.shape[:2]
         gradients = [
@@ -426,12 +430,10 @@ class Group:
         return ghost < direct and n * T * K * element <= 4 * BUDGET
 
     def _add_ghost(self, kernel: Tensor, gradients: list[list[Tensor]]) -> None:
-        """Add sum_ts (A_it . A_js) (G_it . G_js): the inputs' Gram matrix times the output gradients', position-wise."""
+        """Add sum_ts (A_it . A_js) (G_it . G_js): the Gram matrices of inputs and of output gradients, multiplied."""
         m, n = kernel.shape[:2]
         G = [
-            torch.cat([call.outputs(g[c]) for call, g in zip(self.calls, gradients, strict=True)], dim=1)
-            if len(self.calls) > 1
-            else self.calls[0].outputs(gradients[0][c])
+            _concatenated([call.outputs(g[c]) for call, g in zip(self.calls, gradients, strict=True)], dim=1)
             for c in range(m)
         ]
         T = G[0].shape[1]
@@ -441,7 +443,7 @@ class Group:
         similarity = self._input_gram
         A = None
         if similarity is None:
-            A = torch.cat([call.inputs() for call in self.calls], dim=1).flatten(0, 1)
+            A = _concatenated([call.inputs() for call in self.calls], dim=1).flatten(0, 1)
             if self.passes > 1 and self._ledger.take(dtype.itemsize * len(A) ** 2):
                 similarity = self._input_gram = self.calls[0].similarity(A, A, dtype)
         for start in range(0, n, block):
@@ -473,7 +475,7 @@ class Group:
                         if own is not slot:
                             continue
                         part = [gradient(g, rows) for g in directions]
-                        X = part[0] if m == 1 else torch.cat(part)
+                        X = _concatenated(part, dim=0)
                         total = X if total is None else total + X
                 assert total is not None
                 flat = total.reshape(m * n, -1)

@@ -1,16 +1,16 @@
 """Record the layer calls of one forward pass, and turn backward passes without weight gradients into a kernel.
 
-Every call of a torch function is seen by a :class:`torch.overrides.TorchFunctionMode`, so it does not matter whether a layer
-is a module, is called functionally, is called twice or sits inside PyTorch's attention. A recorded call runs on detached
-parameters: a parameter that is still in the autograd graph after the forward pass is used in a way without a rule, and is
-left to the caller. Each parameter is thus covered exactly once, or known not to be.
+Every call of a torch function is seen by a :class:`torch.overrides.TorchFunctionMode`, so it does not matter whether
+a layer is a module, is called functionally, is called twice or sits inside PyTorch's attention. A recorded call runs on
+detached parameters: a parameter that is still in the autograd graph after the forward pass is used in a way without a
+rule, and is left to the caller. Each parameter is thus covered exactly once, or known not to be.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from plasticity_cl.diagnostics.ntk_layers import (
     ConvCall,
@@ -36,6 +37,8 @@ from plasticity_cl.seeding import generator
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 # Room for the inputs' Gram matrices, which are the same in every backward pass.
 _KEPT = 256 * 2**20
+NOT_FINITE = "the network's gradients are not finite, so its tangent kernel is undefined: look at its weights"
+_CHECKPOINTED = "activation checkpointing hides layers from the tangent kernel; switch it off for this call"
 
 
 class _NoRuleError(Exception):
@@ -50,7 +53,7 @@ class Recorder(TorchFunctionMode):
         samples: Number n of samples in the batch.
     """
 
-    def __init__(self, trainable: dict[str, Tensor], samples: int) -> None:
+    def __init__(self, trainable: Mapping[str, Tensor], samples: int) -> None:
         super().__init__()
         self.samples = samples
         self._names = {id(parameter): name for name, parameter in trainable.items()}
@@ -102,8 +105,8 @@ class Recorder(TorchFunctionMode):
             joint: Whether products between different directions are wanted.
 
         Returns:
-            The share in float64, ``[m, n, m, n]`` if joint, else the sum over directions ``[1, n, 1, n]``; and the names
-            of the trainable parameters that are not in it.
+            The share in float64, ``[m, n, m, n]`` if joint, else the sum over directions ``[1, n, 1, n]``, of which the
+            lower triangle is filled; and the names of the trainable parameters that are not in it.
         """
         m, n = directions.shape[0], self.samples
         rows = m if joint else 1
@@ -111,17 +114,19 @@ class Recorder(TorchFunctionMode):
         self._joint = joint
         if not outputs.requires_grad:
             return self._total, []
-        in_graph, only_ours = self._parameters_in_graph(outputs)
-        # Every recorded output lies behind one of our leaves, unless other leaves are about.
-        edges = (
-            self._edges if not only_ours else [torch.autograd.graph.get_gradient_edge(leaf) for leaf in self._leaves]
-        )
+        outputs = outputs.view_as(outputs)
+        in_graph, only_ours = self._leaves_in_graph(outputs)
+        # Behind every recorded output lies one of our leaves, unless other leaves are about.
+        edges = [torch.autograd.graph.get_gradient_edge(leaf) for leaf in self._leaves] if only_ours else self._edges
 
         def backward(direction: Tensor, last: bool = False) -> None:
             v = direction.reshape(outputs.shape)
-            torch.autograd.grad(outputs, edges, v, retain_graph=not last, allow_unused=True)
+            try:
+                torch.autograd.grad(outputs, edges, v, retain_graph=not last, allow_unused=True)
+            except CheckpointError as error:
+                raise UserError(_CHECKPOINTED) from error
 
-        if edges:
+        if self._calls:
             self._find_samples(backward, directions)
         uncovered = self._form_groups(in_graph, 1 if joint else m, rows)
         if not self._groups:
@@ -162,7 +167,7 @@ class Recorder(TorchFunctionMode):
         if not self._joint and group.arrived == len(group.calls):
             group.add_to(self._total)
 
-    def _parameters_in_graph(self, outputs: Tensor) -> tuple[set[int], bool]:
+    def _leaves_in_graph(self, outputs: Tensor) -> tuple[set[int], bool]:
         """Find trainable parameters that the graph still reaches, and whether all else it reaches is ours."""
         ours = {id(leaf) for leaf in self._leaves}
         found: set[int] = set()
@@ -172,9 +177,7 @@ class Recorder(TorchFunctionMode):
         while waiting:
             node = waiting.pop()
             if node.name() == "CheckpointFunctionBackward":
-                raise UserError(
-                    "the network uses reentrant activation checkpointing, which hides its layers; switch checkpointing off"
-                )
+                raise UserError(_CHECKPOINTED)
             variable = getattr(node, "variable", None)
             if variable is not None and id(variable) not in ours:
                 only_ours = False
@@ -190,8 +193,8 @@ class Recorder(TorchFunctionMode):
         """Find which positions of each recorded call belong to which sample, and check that none belongs to two.
 
         A layer may hold the samples in any dimension, or folded into one; and a network may mix its samples. So one
-        backward pass takes the gradient of a random direction, and a second one scales each sample's share by a power of
-        two of its own: the gradients at a position must be scaled by the power of its sample, exactly.
+        backward pass takes the gradient of a random direction, and a second one scales each sample's share by a power
+        of two of its own: the gradient at a position must be scaled by the power of its sample, exactly.
         """
         n, device = self.samples, directions.device
         rng = generator("samples of the tangent kernel", n)
@@ -205,15 +208,16 @@ class Recorder(TorchFunctionMode):
             for inner in call.layouts(n):
                 if len(call.norms) == 2:
                     before, after = (norms.reshape(-1, n, inner) for norms in call.norms)
-                    difference = (after - before * scales[:, None]).abs().max()
-                    if not difference <= 1e-5 * after.max():
+                    if not after.isfinite().all():
+                        raise UserError(NOT_FINITE)
+                    if (after - before * scales[:, None]).abs().max() > 1e-5 * after.max():
                         continue
                 call.samples, call.inner = n, inner
                 break
             call.norms.clear()
 
     def _form_groups(self, in_graph: set[int], passes: int, rows: int) -> list[str]:
-        """Join the calls that share parameters, and leave out those of which any parameter is not covered by them alone.
+        """Join the calls that share parameters, and leave out those with a parameter that they do not cover alone.
 
         Returns:
             Names of the parameters left out.
@@ -265,8 +269,8 @@ class Recorder(TorchFunctionMode):
     def _record(self, call: LayerCall, output: Tensor) -> Tensor:
         """Have the call receive the gradient of its output, and give the output to the network.
 
-        The hook sees the gradient of the value before any in-place change, but a leaf of the graph may not be changed in
-        place at all; so of the outputs that have nothing trainable before them the network gets a copy.
+        The hook sees the gradient of the value before any in-place change, but a leaf of the graph may not be changed
+        in place at all; so of the outputs that have nothing trainable before them the network gets a copy.
         """
         if next(call.layouts(self.samples), None) is None:
             raise _NoRuleError
@@ -376,8 +380,8 @@ class Recorder(TorchFunctionMode):
     ) -> Tensor:
         if training:
             raise UserError(
-                "a batch normalisation without running statistics mixes the samples even in eval mode, so that a kernel "
-                "between samples is not defined; make it with track_running_stats=True"
+                "a batch normalisation without running statistics mixes the samples even in eval mode, so that a "
+                "kernel between samples is not defined; make it with track_running_stats=True"
             )
         slots = self._slots_of(weight, bias)
         arguments = (input, running_mean, running_var)
@@ -385,33 +389,32 @@ class Recorder(TorchFunctionMode):
         factor = partial(F.batch_norm, *arguments, None, None, False, momentum, eps)
         return self._record(ElementwiseCall(input, output, 1, *slots, _per_channel(input), factor), output)
 
-    def _add(self, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-        parameter, x, lead, shape = self._broadcast(input, other)
-        if alpha != 1:
-            raise _NoRuleError
+    def _add(self, input: Any, other: Any, **options: Any) -> Tensor:
+        parameter, x, lead, shape = self._broadcast(input, other, options)
         output = x + parameter.detach()
-        # The gradient does not depend on x, which may well be changed in place later.
         call = ElementwiseCall(parameter.detach(), output, lead, None, self._slot(parameter), shape, parameter.detach)
         return self._record(call, output)
 
-    def _multiply(self, input: Any, other: Any) -> Tensor:
-        parameter, x, lead, shape = self._broadcast(input, other)
+    def _multiply(self, input: Any, other: Any, **options: Any) -> Tensor:
+        parameter, x, lead, shape = self._broadcast(input, other, options)
         output = x * parameter.detach()
         call = ElementwiseCall(x, output, lead, self._slot(parameter), None, shape, x.detach)
         return self._record(call, output)
 
-    def _broadcast(self, first: Any, second: Any) -> tuple[Tensor, Tensor, int, tuple[int, ...]]:
+    def _broadcast(
+        self, first: Any, second: Any, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, int, tuple[int, ...]]:
         """Tell parameter from input: gives both, the number of positions' dimensions and the shape for the others."""
         for parameter, x in ((first, second), (second, first)):
-            if id(parameter) in self._names and isinstance(x, Tensor) and id(x) not in self._names:
+            if not options and id(parameter) in self._names and isinstance(x, Tensor) and id(x) not in self._names:
                 shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
                 if len(shape) == x.dim() and all(own in (1, size) for own, size in zip(shape, x.shape, strict=True)):
                     lead = next((dim for dim, size in enumerate(shape) if size != 1), len(shape))
                     return parameter, x, lead, shape[lead:]
         raise _NoRuleError
 
-    def _expand(self, input: Tensor, *sizes: Any) -> Tensor:
-        if id(input) not in self._names:
+    def _expand(self, input: Tensor, *sizes: Any, **options: Any) -> Tensor:
+        if options or id(input) not in self._names:
             raise _NoRuleError
         output = input.detach().expand(*sizes).clone()
         shape = (1,) * (output.dim() - input.dim()) + tuple(input.shape)

@@ -1,179 +1,208 @@
-"""Ranks of features: how many directions a layer uses.
+"""Ranks of features: five measures that peers confuse, each under its own name.
 
-For features F ``[n, d]`` with singular values s_1 >= s_2 >= ..., p_i = s_i / sum s. Every rank lies between 0, for an
-empty or all-zero matrix, and min(n, d), and is invariant to scale, to the order of samples and to rotations of the
-features. Kernels have squared singular values as eigenvalues: see :mod:`plasticity_cl.diagnostics.ntk` for those.
+For a feature matrix F [n, d], sigma_1 >= sigma_2 >= ... are its singular values and p_i = sigma_i / sum sigma. Every
+measure is at most min(n, d), does not change when F is scaled or its features are rotated, and is 0 for an empty or
+all-zero matrix. Features that are not a matrix, or hold NaN or infinities, raise :class:`UserError`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.activations import last_linear
 from plasticity_cl.errors import UserError
+
+_TIE = 1e-12
+"""Relative rounding that must not decide whether a partial sum reaches its bound."""
 
 
 @dataclass(frozen=True)
 class FeatureRank:
-    """Every rank of one feature matrix; see the functions of the same names."""
+    """Every rank of one feature matrix.
+
+    Attributes:
+        effective_rank: See :func:`effective_rank`.
+        srank: See :func:`srank`.
+        stable_rank: See :func:`stable_rank`.
+        participation_ratio: See :func:`participation_ratio`.
+        top_singular_share: See :func:`top_singular_share`.
+        singular_values: sigma, [min(n, d)], descending, float64 on the CPU.
+    """
 
     effective_rank: float
     srank: int
     stable_rank: float
     participation_ratio: float
     top_singular_share: float
+    singular_values: Tensor
 
     def scalars(self) -> dict[str, float]:
-        """The ranks by name."""
-        return {name: float(value) for name, value in asdict(self).items()}
+        """Return the ranks under flat names."""
+        names = ("effective_rank", "srank", "stable_rank", "participation_ratio", "top_singular_share")
+        return {name: float(getattr(self, name)) for name in names}
+
+
+def feature_rank(features: Tensor, delta: float = 0.01) -> FeatureRank:
+    """Compute every rank of a feature matrix from one singular value decomposition, in float64.
+
+    The decomposition is of F itself. The Gram matrix would take half the time, but loses all singular values below
+    1e-8 sigma_1.
+
+    Args:
+        features: F, [n, d].
+        delta: Share of the spectrum that ``srank`` may leave out.
+
+    Returns:
+        All five measures and the singular values.
+    """
+    matrix, scale = _scaled(features)
+    sigma = torch.linalg.svdvals(matrix)
+    return FeatureRank(
+        effective_rank=_effective_rank(sigma),
+        srank=_srank(sigma, delta),
+        stable_rank=_stable_rank(sigma),
+        participation_ratio=_participation_ratio(matrix),
+        top_singular_share=_top_singular_share(sigma),
+        singular_values=(sigma * scale).cpu(),
+    )
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp(-sum p log p), the exponential of the spectrum's entropy (Roy and Vetterli 2007).
+    """Compute exp(-sum p log p), p = sigma / sum sigma (Roy and Vetterli 2007).
 
     Args:
-        features: ``[n, d]``.
+        features: F, [n, d].
 
     Returns:
-        Between 0 and min(n, d); r where r singular values are equal and the others 0.
-
-    Raises:
-        UserError: If the features are no matrix, or hold NaN or infinities; as all functions here.
+        1 for a matrix of rank one, min(n, d) for equal singular values.
     """
     return _effective_rank(_singular_values(features))
 
 
 def srank(features: Tensor, delta: float = 0.01) -> int:
-    """The smallest k with s_1 + ... + s_k >= (1 - delta) sum s (Kumar et al. 2021). Some peers call this "stable rank".
+    """Compute the smallest k with sum_{i<=k} sigma_i >= (1 - delta) sum sigma (Kumar et al. 2021, their srank_delta).
+
+    Two peers call this "stable rank"; see :func:`stable_rank` for what goes by that name elsewhere.
 
     Args:
-        features: ``[n, d]``.
-        delta: Share of the sum that may be missing, in [0, 1).
+        features: F, [n, d].
+        delta: Share of the spectrum that may be left out, in [0, 1).
+
+    Returns:
+        A number of directions.
     """
-    if not 0 <= delta < 1:
-        raise UserError(f"delta is {delta}: it must be at least 0 and below 1")
     return _srank(_singular_values(features), delta)
 
 
 def stable_rank(features: Tensor) -> float:
-    """||F||_F^2 / ||F||_2^2 = sum s^2 / s_1^2."""
+    """Compute ||F||_F^2 / ||F||_2^2 = sum sigma^2 / sigma_1^2 (Rudelson and Vershynin 2007).
+
+    Args:
+        features: F, [n, d].
+
+    Returns:
+        At most the rank.
+    """
     return _stable_rank(_singular_values(features))
 
 
 def participation_ratio(features: Tensor) -> float:
-    """(tr C)^2 / tr(C^2) for the covariance C of the features: the number of directions in which they vary.
+    """Compute (tr C)^2 / tr(C^2), C the covariance of the features (as in Gao et al. 2017).
 
-    The one rank here that centres the features, so a constant offset does not count. At most min(n - 1, d).
+    This measure alone centres the features: it is 0 where they do not depend on the sample, and it does not see a mean
+    that the others see. It needs no decomposition.
+
+    Args:
+        features: F, [n, d].
+
+    Returns:
+        1 if the features vary in one direction only, at most min(n - 1, d).
     """
-    return _participation_ratio(_matrix(features))
+    return _participation_ratio(_scaled(features)[0])
 
 
 def top_singular_share(features: Tensor) -> float:
-    """s_1 / sum s: near 1 where one direction holds everything, as a large target mean makes it (mechanism 3)."""
+    """Compute sigma_1 / sum sigma: a large mean of the features sits in one direction (mechanism 3).
+
+    Args:
+        features: F, [n, d].
+
+    Returns:
+        1 for a matrix of rank one, 1 / min(n, d) for equal singular values.
+    """
     return _top_singular_share(_singular_values(features))
 
 
-def feature_rank(features: Tensor) -> FeatureRank:
-    """Every rank, from one decomposition.
-
-    Args:
-        features: ``[n, d]``.
-    """
-    values = _singular_values(features)
-    return FeatureRank(
-        effective_rank=_effective_rank(values),
-        srank=_srank(values, 0.01),
-        stable_rank=_stable_rank(values),
-        participation_ratio=_participation_ratio(_matrix(features)),
-        top_singular_share=_top_singular_share(values),
-    )
-
-
 def penultimate_features(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The features that the last layer sees: the input of the linear layer that is executed last.
+    """Return what goes into the linear layer that is executed last, in eval mode, leaving the model as it was.
 
     Args:
-        model: A network; left as it was.
+        model: A network that calls ``nn.Linear`` (or ``F.linear``) at least once.
         inputs: A batch, as the model takes it.
 
     Returns:
-        ``[n, d]``, samples and, where there are any, tokens in the rows; detached, in the model's own precision.
+        Features [n, d], detached. Where the layer is applied to every token, every token is a sample.
 
     Raises:
         UserError: If no linear layer is executed.
     """
-    last: list[Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        last[:] = arguments[:1]
-
-    hooks = [module.register_forward_pre_hook(keep) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        with undisturbed(model), torch.no_grad():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not last:
-        raise UserError(f"{type(model).__name__} executes no linear layer, whose input would be the features")
-    # Cloned: a layer after it may have worked in place on what it was given.
-    return last[0].reshape(-1, last[0].shape[-1]).detach().clone()
+    return last_linear(model, inputs)[0]
 
 
-def _matrix(features: Tensor) -> Tensor:
+def _scaled(features: Tensor) -> tuple[Tensor, float]:
+    """Return the features in float64, divided by the largest in size so that no square overflows, and that divisor."""
     if features.ndim != 2:
-        raise UserError(f"features must be a matrix [samples, features], not {list(features.shape)}")
-    features = features.detach().double()
-    if not features.isfinite().all():
+        raise UserError(
+            f"features must be a matrix [samples, features], not {list(features.shape)}; flatten them first"
+        )
+    matrix = features.detach().double()
+    scale = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if not scale < float("inf"):
         raise UserError("features hold NaN or infinities: the network has diverged")
-    return features
+    return (matrix / scale, scale) if scale else (matrix, 1.0)
 
 
 def _singular_values(features: Tensor) -> Tensor:
-    """Descending, scaled so that the largest is 1; empty where all are 0."""
-    matrix = _matrix(features)
-    if not matrix.numel() or not matrix.any():
-        return matrix.new_empty(0)
-    # Scaled first: squares of features of 1e-200 would vanish.
-    values = torch.linalg.svdvals(matrix / matrix.abs().max())
-    values = values / values[0]
-    # What rounding leaves of a zero would count as a direction.
-    return values[values > max(matrix.shape) * torch.finfo(features.dtype).eps * 0.5]
+    sigma: Tensor = torch.linalg.svdvals(_scaled(features)[0])
+    return sigma
 
 
-def _effective_rank(values: Tensor) -> float:
-    if not len(values):
+def _effective_rank(sigma: Tensor) -> float:
+    if not sigma.any():
         return 0.0
-    p = values / values.sum()
-    return float((-(p * p.log()).sum()).exp())
+    p = sigma / sigma.sum()
+    return float(torch.special.entr(p).sum().exp())
 
 
-def _srank(values: Tensor, delta: float) -> int:
-    if not len(values):
+def _srank(sigma: Tensor, delta: float) -> int:
+    if not 0 <= delta < 1:
+        raise UserError(f"delta is the share of the spectrum that may be left out, from 0 to below 1, not {delta}")
+    if not sigma.any():
         return 0
-    sums = values.cumsum(0)
-    return int((sums < (1 - delta) * sums[-1]).sum()) + 1
+    reached = sigma.cumsum(0)
+    return int((reached < (1 - delta) * reached[-1] * (1 - _TIE)).sum()) + 1
 
 
-def _stable_rank(values: Tensor) -> float:
-    return float(values.square().sum()) if len(values) else 0.0
-
-
-def _top_singular_share(values: Tensor) -> float:
-    return float(1 / values.sum()) if len(values) else 0.0
+def _stable_rank(sigma: Tensor) -> float:
+    return float((sigma / sigma[0]).square().sum()) if sigma.any() else 0.0
 
 
 def _participation_ratio(matrix: Tensor) -> float:
-    if not matrix.numel():
+    if not len(matrix):
         return 0.0
-    size = matrix.abs().max()
-    centred = matrix - matrix.mean(0)
-    # Constant features: what is left is rounding.
-    if not size or centred.abs().max() <= 8 * torch.finfo(torch.float64).eps * size:
+    # From the first sample on: features that do not depend on the sample become exactly zero.
+    matrix = matrix - matrix[0]
+    matrix = matrix - matrix.mean(0)
+    scale = matrix.abs().max() if matrix.numel() else matrix.sum()
+    if scale == 0:
         return 0.0
-    centred = centred / centred.abs().max()
-    gram = centred @ centred.T if centred.shape[0] < centred.shape[1] else centred.T @ centred
-    return float(gram.trace().square() / gram.square().sum())
+    matrix = matrix / scale
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    return float(gram.diagonal().sum().square() / gram.square().sum())
+
+
+def _top_singular_share(sigma: Tensor) -> float:
+    return float(sigma[0] / sigma.sum()) if sigma.any() else 0.0

@@ -1,85 +1,87 @@
-"""Regression targets (mechanism 3: large target means)."""
+"""Regression targets, and where a network keeps their mean (mechanism 3: large regression target means)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.activations import last_linear
 from plasticity_cl.errors import UserError
 
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Moments of an experience's targets, over all values.
+    """Location and scale of regression targets.
 
     Attributes:
-        mean: Their mean.
-        std: Their standard deviation (of the values, not corrected for their number).
-        offset_to_scale: |mean| / std, what makes a task ill-conditioned for a loss that is not scale-invariant;
-            infinite where std is 0 and the mean is not, 0 where both are.
+        target_mean: Mean over samples and outputs.
+        target_std: Standard deviation over samples, as a root mean square over outputs; not corrected for the number of
+            samples.
+        offset_to_scale: |mean| / std; with several outputs the root mean square of their means over target_std. 0 where
+            the mean is 0, infinity where the targets are constant and not 0.
     """
 
-    mean: float
-    std: float
+    target_mean: float
+    target_std: float
     offset_to_scale: float
+
+    def scalars(self) -> dict[str, float]:
+        """Return the values under flat names."""
+        return asdict(self)
 
 
 def target_statistics(targets: Tensor) -> TargetStatistics:
-    """Moments of regression targets, in float64.
+    """Measure how far the targets of an experience are from zero, against how much they vary.
 
     Args:
-        targets: Any shape, floating point.
+        targets: Regression targets, [n] or [n, outputs].
+
+    Returns:
+        Mean, standard deviation, and their ratio.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are no targets, or they hold NaN or infinities.
     """
-    if not targets.numel():
-        raise UserError("there are no targets to describe: the experience is empty")
-    values = targets.detach().double()
-    mean, std = float(values.mean()), float(values.std(correction=0))
-    # A constant leaves rounding of its mean behind.
-    std = 0.0 if bool((values == values.flatten()[0]).all()) else std
-    ratio = abs(mean) / std if std else (math.inf if mean else 0.0)
-    return TargetStatistics(mean, std, ratio)
+    if not targets.numel() or not targets.ndim:
+        raise UserError(
+            f"targets must be [samples] or [samples, outputs] with at least one of each, not {list(targets.shape)}"
+        )
+    values = targets.detach().double().reshape(len(targets), -1)
+    if not values.isfinite().all():
+        raise UserError("targets hold NaN or infinities")
+    # From the first sample on: equal targets have a standard deviation of exactly zero.
+    from_first = values - values[0]
+    mean = values[0] + from_first.mean(0)
+    std = float((from_first - from_first.mean(0)).square().mean().sqrt())
+    offset = float(mean.square().mean().sqrt())
+    ratio = offset / std if std else (math.inf if offset else 0.0)
+    return TargetStatistics(target_mean=float(mean.mean()), target_std=std, offset_to_scale=ratio)
 
 
 def output_bias_share(model: nn.Module, inputs: Tensor) -> float:
-    """How much of the mean output is carried by the output bias rather than by features: <b, m> / ||m||^2.
+    """Compute how much of the mean output is carried by the output bias rather than by features.
 
-    m is the mean output over the batch, b the bias of the linear layer that gives the output; m - b is what the
-    features carry. 1 where the bias carries all of the mean, 0 where the features do; it can lie outside when they
-    oppose. A network could represent a large mean by its bias alone, and does not (Lyle et al. 2024).
+    With y = W f + b the linear layer executed last, the mean output is W E[f] + b, and the share is
+    ||b|| / (||b|| + ||W E[f]||). The definition is ours: it stays in [0, 1] when the two cancel, and for one output it
+    is the part of the mean that is b when they agree in sign. Networks could carry a large offset in b, but leave it
+    to their features (Lyle et al. 2024).
 
     Args:
-        model: A network whose output is that of a linear layer; left as it was.
+        model: A network that calls ``nn.Linear`` (or ``F.linear``) at least once.
         inputs: A batch, as the model takes it.
 
     Returns:
-        The share; NaN where the mean output is 0; 0 where the layer has no bias.
+        0 without a bias or with a zero one (and where both parts are zero), 1 if features carry nothing of the mean.
 
     Raises:
-        UserError: If the output does not come directly out of a linear layer.
+        UserError: If no linear layer is executed, or the output is not finite.
     """
-    executed: list[tuple[nn.Module, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda module, _, output: executed.append((module, output)))
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with undisturbed(model), torch.no_grad():
-            result = model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not executed or executed[-1][1] is not result:
-        raise UserError(f"the output of {type(model).__name__} does not come directly out of a linear layer")
-    bias = executed[-1][0].bias
-    mean = result.double().flatten(0, -2).mean(0)
-    if not mean.any():
-        return math.nan
-    return 0.0 if bias is None else float(bias.detach().double() @ mean / (mean @ mean))
+    features, weight, bias = last_linear(model, inputs)
+    by_bias = 0.0 if bias is None else float(torch.linalg.vector_norm(bias.double()))
+    by_features = float(torch.linalg.vector_norm(weight.double() @ features.double().mean(0)))
+    if not math.isfinite(by_bias + by_features):
+        raise UserError("the output of the last linear layer is NaN or infinite: the network has diverged")
+    return by_bias / (by_bias + by_features) if by_bias else 0.0

@@ -179,7 +179,7 @@ def _fit(
         ("steps", steps),
         ("n_targets", n_targets),
         ("batch_size", batch_size),
-        ("inputs", len(inputs)),
+        ("samples in inputs", len(inputs)),
     ):
         if count < 1:
             raise UserError(f"{name} must be at least 1, got {count}")

@@ -1,7 +1,8 @@
 """Units and their preactivations (mechanism 1: preactivation distribution shift).
 
-Preactivations z are the inputs of a nonlinearity phi, activations h = phi(z) its outputs. A unit is a feature of a dense
-layer or of a token model, or a channel of a convolution; its samples are all rows, tokens or positions of the batch.
+Preactivations z are the inputs of a nonlinearity phi, activations h = phi(z) its outputs. A unit is a feature of a
+dense layer or of a token model, or a channel of a convolution; its samples are all rows, tokens or positions of the
+batch.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class UnitSummary:
 
     Attributes:
         units: Number of units.
-        dead_units: Share with max z <= 0. Defined for the ReLU family: ReLU, leaky, parametric and randomised ReLU, ReLU6.
+        dead_units: Share with max z <= 0. Defined for the ReLU family: (leaky, parametric, randomised) ReLU and ReLU6.
         linearised_units: Share that is linear on the data ("zombie" units, Lyle et al. 2024): min z > 0 for the ReLU
             family but ReLU6, and 1 - corr(z, phi(z))^2 < 1e-3 for the others, with its limit, linear, for constant z.
         dormant_units: Share with E|h_i| / mean_k E|h_k| <= tau, the mean over the same layer (ReDo, Sokar et al. 2023);
@@ -61,8 +62,8 @@ class UnitSummary:
         activation_sparsity: Share of entries of h that are exactly zero, over all entries (some peers' "dead" units).
         sign_entropy: Mean over units of H(p), p = P(z > 0), in bits.
         sign_entropy_ratio: sign_entropy over the reference's; not defined where that is 0.
-        mean_shift: Mean over units of |mu - mu0| / sigma0, against the reference. Units that were constant then are left
-            out of this and of all below.
+        mean_shift: Mean over units of |mu - mu0| / sigma0, against the reference. Units that were constant then are
+            left out of this and of all below.
         mean_shift_p95: Its 95th percentile over units.
         log_scale_shift: Mean over units of log(sigma / sigma0), signed, the ratio no smaller than 2^-23.
         log_scale_shift_p95: Its 95th percentile over units.
@@ -131,7 +132,7 @@ class UnitStatistics:
         return {name: torch.stack([layer.mean, layer.std, layer.positive]) for name, layer in self.layers.items()}
 
     def scalars(self) -> dict[str, float]:
-        """Return all that is defined under flat names: ``"dead_units"`` in total, ``"dead_units/layer"`` for a layer."""
+        """Return all that is defined under flat names: ``"dead_units"`` in total, ``"dead_units/LAYER"`` for each."""
         summaries = {"": self.total} | {f"/{name}": layer for name, layer in self.layers.items()}
         values = {share + at: getattr(summary, share) for at, summary in summaries.items() for share in _SHARES}
         return {name: value for name, value in values.items() if not math.isnan(value)}
@@ -245,7 +246,7 @@ class PreactivationShift:
 
     Attributes:
         location: (mu - mu0) / sigma0.
-        log_scale: log(sigma / sigma0), the ratio no smaller than 2^-23, so that a unit that became constant has a value.
+        log_scale: log(sigma / sigma0), the ratio no smaller than 2^-23: a unit that became constant has a value too.
         distance: W2 = sqrt((mu - mu0)^2 + (sigma - sigma0)^2) / sigma0.
     """
 
@@ -298,9 +299,9 @@ def unit_statistics(
 ) -> UnitStatistics:
     """Compute every diagnostic of units and preactivations, in one forward pass that stores no activations.
 
-    Nonlinearities are found as they are applied, as modules or as functions, also in place. The pass runs in eval mode and
-    leaves the model as it was. Moments are combined from blocks centred on their own means (Chan et al. 1979) in float64,
-    so they hold where |mu| / sigma is large; counts are exact.
+    Nonlinearities are found as they are applied, as modules or as functions, also in place. The pass runs in eval mode
+    and leaves the model as it was. Counts are exact. Moments are taken block by block, centred where |mu| / sigma is
+    large, and joined in float64 by the parallel algorithm of Chan et al. (1979).
 
     Not seen: what a fused kernel or a custom autograd function computes (recurrent layers, ``F.glu``, softmax).
 
@@ -334,9 +335,9 @@ class _Layer:
         nonlinearity: Which one.
         samples: Number of samples of each unit.
         rounding: Relative spacing of the numbers that were summed.
-        sums: Mean of z, sum of its squared deviations, number of z > 0 and sum of |h|, [4, units]. For all but ReLU, of
-            which the rest follows, [7, units] with the number of h != 0, whether the unit is linear, and E|phi'(z)|, which
-            is NaN for a hinge.
+        sums: Mean of z, sum of its squared deviations, number of z > 0 and sum of |h|, [4, units]. For all but ReLU,
+            where the rest follows, [7, units] with the number of h != 0, whether the unit is linear, and E|phi'(z)|,
+            which is NaN for a hinge.
     """
 
     name: str
@@ -347,7 +348,7 @@ class _Layer:
 
 
 class _Collector:
-    """Reduces the preactivations of each layer before its nonlinearity is applied, block by block, through one buffer."""
+    """Reduces the preactivations of each layer, before its nonlinearity is applied, block by block."""
 
     def __init__(self) -> None:
         self.layers: list[_Layer] = []
@@ -401,23 +402,26 @@ class _Collector:
         with torch.enable_grad():
             z = block.detach().requires_grad_()
             h = call.apply(z.clone())
-            (derivative,) = torch.autograd.grad(h.sum(), z)
+            (derivative,) = torch.autograd.grad(h, z, buffer.fill_(1))
         h = h.detach()
         positives = torch.clamp_min(block, 0, out=buffer).sign_().sum(dim)
         magnitude = torch.abs(h, out=buffer).sum(dim)
         nonzeros = buffer.sign_().sum(dim)
         derivatives = derivative.abs_().sum(dim)
         mean, mean_h = block.mean(dim), h.mean(dim)
-        z_deviation, h_deviation = torch.sub(block, mean.unsqueeze(dim), out=buffer), h.sub_(mean_h.unsqueeze(dim))
-        products = torch.mul(z_deviation, h_deviation, out=derivative).sum(dim)
-        squares, squares_h = z_deviation.square_().sum(dim), h_deviation.square_().sum(dim)
+        # The h of a saturated unit may be too small to square in float32.
+        scale = torch.where(magnitude > 0, magnitude / block.shape[dim], 1.0)
+        z_deviation = torch.sub(block, mean.unsqueeze(dim), out=buffer)
+        h_deviation = h.sub_(mean_h.unsqueeze(dim)).div_(scale.unsqueeze(dim))
+        products = torch.mul(z_deviation, h_deviation, out=derivative).sum(dim) * scale.double()
+        squares, squares_h = z_deviation.square_().sum(dim), h_deviation.square_().sum(dim) * scale.double().square()
         return torch.stack([mean, squares, positives, magnitude, nonzeros, derivatives, mean_h, squares_h, products])
 
     def _squares(self, block: Tensor, mean: Tensor, dim: int) -> Tensor:
         """Return the sum of squared deviations, of feature maps by the difference of moments where nothing cancels."""
         if dim == 1:
             of_mean = mean.square() * block.shape[1]
-            squares = torch.linalg.vector_norm(block, dim=1).square_() - of_mean
+            squares: Tensor = torch.linalg.vector_norm(block, dim=1).square_() - of_mean
             if (squares * _CANCELLING > of_mean).all():
                 return squares
         return torch.sub(block, mean.unsqueeze(dim), out=self._like(block)).square_().sum(dim)
@@ -471,8 +475,8 @@ def _as_matrix(z: Tensor, unit_axis: int) -> tuple[Tensor, int]:
     """Arrange z as a matrix, without copying it where its memory allows.
 
     Returns:
-        The matrix and the dimension of it that counts samples. That is the first, [samples, units], where units are next
-        to each other in memory or feature maps are small; else the last, each row a feature map, channel by channel.
+        The matrix and the dimension of it that counts samples. That is the first, [samples, units], where units are
+        next to each other in memory or feature maps are small; else the last, where each row is a map, by channel.
     """
     if z.ndim == 2:
         return (z if unit_axis == 1 else z.T), 0
@@ -494,7 +498,8 @@ def _negative_slope(call: Nonlinearity) -> Tensor:
         positional, named = call.arguments
         weight: Tensor = positional[0] if positional else named["weight"]
         return weight.detach()
-    return -call.apply(call.preactivations.new_full((1,), -1.0))
+    slope: Tensor = -call.apply(call.preactivations.new_full((1,), -1.0))
+    return slope
 
 
 def _entropy(p: _Array) -> _Array:

@@ -9,7 +9,7 @@ from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
 from plasticity_cl.diagnostics.norms import parameter_norm
-from plasticity_cl.diagnostics.ranks import effective_rank, penultimate_features, top_singular_share
+from plasticity_cl.diagnostics.ranks import feature_rank, penultimate_features
 from plasticity_cl.diagnostics.targets import target_statistics
 from plasticity_cl.diagnostics.units import UnitStatistics, unit_statistics
 from plasticity_cl.errors import UserError
@@ -27,7 +27,7 @@ class MechanismMetric(PluginMetric):  # type: ignore[misc]
 
     Emitted, with the experience on the horizontal axis:
         ``units/...``: every quantity of :func:`~plasticity_cl.diagnostics.unit_statistics`, over all layers.
-        ``features/effective_rank``, ``features/top_singular_share``: of the input of the last linear layer.
+        ``features/...``: every quantity of :func:`~plasticity_cl.diagnostics.feature_rank`, of the last layer's input.
         ``norms/parameter_norm``, ``norms/parameter_norm_ratio``: total, and over that at initialisation.
         ``targets/target_mean``, ``targets/target_std``: of the experience's targets, in regression.
 
@@ -68,21 +68,19 @@ class MechanismMetric(PluginMetric):  # type: ignore[misc]
         assert self._probe is not None
         try:
             units = unit_statistics(strategy.model, self._probe, self._initial_units)
-            features = penultimate_features(strategy.model, self._probe)
-            rank, share = effective_rank(features), top_singular_share(features)
+            ranks = feature_rank(penultimate_features(strategy.model, self._probe))
         except UserError:
             return []
         norm = parameter_norm(strategy.model).total
         values = {("units", name): value for name, value in units.scalars().items() if "/" not in name}
-        values["features", "effective_rank"] = rank
-        values["features", "top_singular_share"] = share
+        values |= {("features", name): value for name, value in ranks.scalars().items()}
         values["norms", "parameter_norm"] = norm
         values["norms", "parameter_norm_ratio"] = norm / self._initial_norm if self._initial_norm else float("nan")
         targets = _targets(strategy.experience.dataset)
         if targets is not None and targets.is_floating_point():
             statistics = target_statistics(targets)
-            values["targets", "target_mean"] = statistics.mean
-            values["targets", "target_std"] = statistics.std
+            values["targets", "target_mean"] = statistics.target_mean
+            values["targets", "target_std"] = statistics.target_std
         self._last = {name: value for (_, name), value in values.items()}
         k = strategy.experience.current_experience
         return [Scalar(self, group, name, value, k, stream="probe") for (group, name), value in values.items()]
