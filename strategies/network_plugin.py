@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -28,6 +27,8 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
     @abstractmethod
     def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
         """Change ``strategy.model``, and the optimizer's parameters where they are not all those of the model.
+
+        The new network has the old one's device and mode. Gradients may be off, as they are in an evaluation.
 
         Args:
             strategy: The strategy, its model on its device.
@@ -59,13 +60,10 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
                 f"it is; hand {name} to a new strategy, before its first train()"
             )
         dataset = experience.dataset.train() if strategy.is_training else experience.dataset.eval()
-        training = strategy.model.training
-        # eval() runs without gradients, under which a network cannot be traced.
-        with preserve_rng(), torch.enable_grad():
+        with preserve_rng():
             inputs, target = default_collate([dataset[0]])[:2]
             strategy.model.to(strategy.device)
             self.change(strategy, inputs.to(strategy.device), target)
-        strategy.model.to(strategy.device).train(training)
         prepared_by.append(self)
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:

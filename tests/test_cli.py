@@ -38,7 +38,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         (["compare", "--source", "digit"], "unknown source 'digit'; did you mean digits"),
         (["compare", "--strategies", "finetune", "layernrom"], "unknown strategy 'layernrom'; did you mean layernorm"),
         (["run", "--strategy", "l2=-1"], "l2"),
-        (["run", "--model", "mpl"], "unknown model 'mpl'; did you mean mlp"),
+        (["run", "--model", "mpl"], "unknown network 'mpl'; did you mean mlp"),
         (["compare", "--n-experiences", "0"], "n_experiences is 0"),
         (["compare", "--fraction", "1.5"], "fraction is 1.5"),
         (

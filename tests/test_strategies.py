@@ -99,13 +99,14 @@ def optimised(strategy) -> set[int]:
 # ------------------------------------------------------------------------------------------------ LayerNormPlugin
 
 
-@pytest.mark.parametrize("kind", [Finetune, Naive, EWC])
-def test_layer_norm_ends_in_the_weights_of_a_network_that_was_normalised_by_hand(kind):
+@pytest.mark.parametrize(("kind", "norm"), [(Finetune, "layer"), (Naive, "layer"), (EWC, "layer"), (Finetune, "batch")])
+def test_layer_norm_ends_in_the_weights_of_a_network_that_was_normalised_by_hand(kind, norm):
     arguments = {"ewc_lambda": 10.0} if kind is EWC else {}
     original = make_network()
-    plugin_strategy = make(kind, original, plugins=[LayerNormPlugin()], **arguments)
-    by_hand = insert_normalization(make_network())
+    plugin_strategy = make(kind, original, plugins=[LayerNormPlugin(norm)], **arguments)
+    by_hand = insert_normalization(make_network(), norm)
     assert same(train(plugin_strategy, classification()), train(make(kind, by_hand, **arguments), classification()))
+    assert same(list(plugin_strategy.model.buffers()), list(by_hand.buffers()))
 
     fresh = dict(by_hand.named_parameters()).keys() - dict(original.named_parameters()).keys()
     assert len(fresh) == 4, "scale and shift before each of two nonlinearities"
@@ -273,8 +274,10 @@ class Losses(SupervisedPlugin):
 @pytest.mark.parametrize("kind", [Finetune, Naive])
 @pytest.mark.parametrize("plugin", [L2Plugin(100.0), WeightDecayPlugin(10.0)])
 def test_the_reported_loss_never_contains_a_penalty(kind, plugin):
-    train(make(kind, plugins=[plugin, spy := Losses()]), classification())
+    strategy = make(kind, plugins=[plugin, spy := Losses()])
+    train(strategy, classification())
     assert len(spy.pairs) == 2 * 2 * 3
+    assert not any(parameter.grad.requires_grad for parameter in strategy.model.parameters())
     assert all(loss == expected for loss, expected in spy.pairs)
 
 

@@ -42,7 +42,7 @@ def empirical_ntk(
     and two-dimensional convolutions, layer, group, RMS and batch normalisation, embeddings, PyTorch's multi-head
     attention, and parameters that are added, multiplied or expanded as they are; in modules or functional, shared or
     not. Any other trainable parameter is named in a warning, and its share comes from ``torch.func``, as exact but far
-    slower. So does that of a layer after which samples meet; there, each sample is taken as a batch of its own.
+    slower.
 
     Args:
         model: The network; it is put into eval mode for the computation and left exactly as it was. Its output must be
@@ -60,8 +60,8 @@ def empirical_ntk(
 
     Raises:
         UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, the outputs
-            or gradients are not finite, or the network defies the method (activation checkpointing, batch
-            normalisation without running statistics).
+            or gradients are not finite, the samples of a batch influence each other, or the network uses activation
+            checkpointing.
     """
     if kind not in _KINDS:
         raise unknown_name("kind of tangent kernel", kind, _KINDS)
@@ -88,8 +88,9 @@ def empirical_ntk(
             activations = recorder.activations()
         finally:
             recorder.clear()
-        del outputs
         if uncovered:
+            _check_samples_apart(model, inputs, outputs.detach())
+            del outputs
             _warn(model, uncovered)
             remaining = {name: trainable[name].detach() for name in uncovered}
             _add_by_torch_func(kernel, model, inputs, remaining, directions, activations)
@@ -110,6 +111,16 @@ def _check_outputs(outputs: object, n: int) -> None:
         raise UserError(
             f"the network's outputs are not finite for {broken} of {n} samples, so its tangent kernel is undefined: "
             "look at its weights and inputs"
+        )
+
+
+def _check_samples_apart(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    with torch.no_grad():
+        alone = model(inputs[-1:])[0]
+    if (alone - outputs[-1]).abs().max() > 1e-3 * outputs.abs().max():
+        raise UserError(
+            "the network's output for a sample alone differs from that in a batch, so samples influence each other or "
+            "the output is random, and a tangent kernel between samples is undefined"
         )
 
 

@@ -34,6 +34,20 @@ class Slot:
         return math.prod(self.parameter.shape[1:])
 
 
+class Ledger:
+    """Bytes that may still be kept from one backward pass to the next, for the whole network."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many bytes; if so they are booked."""
+        if size > self.room:
+            return False
+        self.room -= size
+        return True
+
+
 class LayerCall(ABC):
     """One call of a layer during the forward pass, with its trainable weight and bias (``None`` where there is none).
 
@@ -111,6 +125,7 @@ class MatrixCall(LayerCall):
     """A layer whose weight gradient is a sum over positions of output gradient times input: linear, convolution."""
 
     groups = 1
+    kept: Tensor | None = None
 
     @property
     def has_ghost_form(self) -> bool:
@@ -128,6 +143,11 @@ class MatrixCall(LayerCall):
     @abstractmethod
     def grouped(self, g: Tensor) -> Tensor:
         """The output's gradient as ``[n, groups, D, T]``."""
+
+    def keep_patches(self, ledger: Ledger) -> None:
+        """Keep what every call of :meth:`weight_gradient` needs, if that is a copy of the input and there is room."""
+        if self.weight is not None and self.patch_bytes() and ledger.take(self.samples * self.patch_bytes()):
+            self.kept = self.patches(0, self.samples)
 
     def weight_gradient(self, g: Tensor, rows: slice) -> Tensor:
         """See the base class."""
@@ -356,20 +376,6 @@ class ElementwiseCall(LayerCall):
         return self._reduce(g, self.bias, rows)
 
 
-class Ledger:
-    """Bytes that may still be kept from one backward pass to the next, for the whole network."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def take(self, size: int) -> bool:
-        """Whether there is room for so many bytes; if so they are booked."""
-        if size > self.room:
-            return False
-        self.room -= size
-        return True
-
-
 class Group:
     """The calls that share parameters: a layer called twice and tied weights have terms between their calls.
 
@@ -383,6 +389,7 @@ class Group:
         self.calls = calls
         self.slots = list(dict.fromkeys(slot for call in calls for slot in call.slots))
         self.passes = passes
+        self._prepared = passes == 1
         self.arrived = 0
         self._ledger = ledger
         self._input_gram: Tensor | None = None
@@ -465,6 +472,11 @@ class Group:
     def _add_direct(self, kernel: Tensor, gradients: list[list[Tensor]]) -> None:
         """Add X X^T, where X has the per-sample gradients of as many rows of a parameter as the budget allows."""
         m, n = kernel.shape[:2]
+        if not self._prepared:
+            self._prepared = True
+            for call in self.calls:
+                if isinstance(call, MatrixCall):
+                    call.keep_patches(self._ledger)
         for slot in self.slots:
             step = max(1, BUDGET // (m * n * slot.width * slot.parameter.element_size()))
             for start in range(0, slot.rows, step):

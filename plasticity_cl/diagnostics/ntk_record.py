@@ -35,8 +35,8 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.seeding import generator
 
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
-# Room for the inputs' Gram matrices, which are the same in every backward pass.
-_KEPT = 256 * 2**20
+# Room for what is the same in every backward pass: Gram matrices of inputs, patches of images.
+_KEPT = 128 * 2**20
 NOT_FINITE = "the network's gradients are not finite, so its tangent kernel is undefined: look at its weights"
 _CHECKPOINTED = "activation checkpointing hides layers from the tangent kernel; switch it off for this call"
 

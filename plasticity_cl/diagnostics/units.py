@@ -40,7 +40,7 @@ _LEAST_RATIO = 2.0**-23
 _CANCELLING = 100.0
 """The difference of moments loses so many roundings at most."""
 
-_MAP = 16
+_MAP = 36
 """Feature maps of fewer positions are reduced as columns: a row so short costs more than copying it."""
 
 

@@ -147,8 +147,10 @@ def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any])
         except BrokenProcessPool:
             bar.write("a worker process was killed (out of memory?); doing its run again", file=sys.stderr)
         finally:
+            # Taken first: shutting down forgets them. One that is in the middle of a run would finish it.
+            processes = list((executor._processes or {}).values())
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in list((executor._processes or {}).values()):
+            for process in processes:
                 process.terminate()
     raise UserError(f"worker processes were killed {_ATTEMPTS} times; try fewer at a time with --jobs 1")
 
