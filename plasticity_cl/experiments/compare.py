@@ -124,6 +124,8 @@ def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any])
     # A server process imports everything once, and each worker is forked off it: importing Avalanche takes seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["plasticity_cl.experiments.run"])
+    # Workers that are ended leave a semaphore to Python's tracker, which unlinks it and need not tell the user.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     done: dict[_Job, str] = {}
     for _ in range(_ATTEMPTS):
         ticks = context.SimpleQueue()
@@ -147,11 +149,10 @@ def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any])
         except BrokenProcessPool:
             bar.write("a worker process was killed (out of memory?); doing its run again", file=sys.stderr)
         finally:
-            # Taken first: shutting down forgets them. One that is in the middle of a run would finish it.
-            processes = list((executor._processes or {}).values())
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+            # Runs are left where an exception ended the loop: nobody waits for them any more.
+            for process in list((executor._processes or {}).values()) if running else ():
                 process.terminate()
+            executor.shutdown(cancel_futures=True)
     raise UserError(f"worker processes were killed {_ATTEMPTS} times; try fewer at a time with --jobs 1")
 
 
