@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +77,5 @@ def make_scenario(name: str, source: Source, **options: Any) -> InMemoryScenario
     """
     entry = check_scenario(name, options)
     function = getattr(importlib.import_module(entry.module), entry.function)
-    assert inspect.isfunction(function)
     scenario: InMemoryScenario = function(source, **options)
     return scenario
