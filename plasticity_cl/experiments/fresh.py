@@ -70,8 +70,8 @@ def fresh_reference(
 
 
 def _key(spec: RunSpec, k: int) -> str:
-    # The threshold and the number of fresh networks change nothing in a fresh network; versions may.
-    fields = dataclasses.asdict(spec) | {"threshold": None, "n_fresh": None}
+    # Threshold, diagnostics and the number of fresh networks change nothing in a fresh network; versions may.
+    fields = dataclasses.asdict(spec) | {"threshold": None, "n_fresh": None, "diagnostics": None}
     depends_on = [fields, k, plasticity_cl.__version__, torch.__version__]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 

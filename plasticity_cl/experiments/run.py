@@ -16,13 +16,19 @@ from avalanche.training.plugins import EvaluationPlugin
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
 from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import fresh_reference
+from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
 from plasticity_cl.experiments.spec import Machine, RunSpec
-from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
+from plasticity_cl.metrics import SeparationMetric, landscape_metrics, mechanism_metrics, plasticity_metrics
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.training import SupervisedTemplate
 
 SCORES = {"classification": "accuracy", "regression": "R2"}
+_DIAGNOSTICS: dict[str, Callable[[], list[Any]]] = {
+    "none": list,
+    "light": mechanism_metrics,
+    "all": lambda: [*mechanism_metrics(), *landscape_metrics()],
+}
 
 
 class DivergedError(Exception):
@@ -84,7 +90,9 @@ def run(
         rows = RowLogger(directory / "metrics.csv")
         separation, *others = plasticity_metrics(reference=fresh, threshold=spec.threshold)
         assert isinstance(separation, SeparationMetric)
-        loggers = [rows, TensorboardLogger(directory / "tensorboard")]
+        others += _DIAGNOSTICS[spec.diagnostics]()
+        tensorboard = TensorboardLogger(directory / "tensorboard")
+        loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
         evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
         strategy = build_strategy(spec, scenario, evaluator)
         strategy.plugins.insert(0, _StopWhenDiverged())
@@ -94,7 +102,7 @@ def run(
         except DivergedError as error:
             state, message = "diverged", str(error)
         rows.finish(separation.result())
-        loggers[1].writer.close()
+        tensorboard.writer.close()
         _save_snapshot(directory / "snapshot.pt", strategy)
         write_status(directory, state, score, message)
     return state

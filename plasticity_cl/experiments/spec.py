@@ -13,6 +13,7 @@ from plasticity_cl.scenarios.catalogue import SCENARIOS, check_scenario
 from plasticity_cl.strategies.catalogue import fresh_name, normalise
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+DIAGNOSTICS = ("none", "light", "all")
 _SCENARIO_OPTIONS = tuple(sorted({option for entry in SCENARIOS.values() for option in entry.options}))
 
 
@@ -62,6 +63,8 @@ class Settings:
     """Fresh networks that stand for all, where experiences are exchangeable."""
     threshold: float = 0.9
     """Score that counts as learned, for the steps to it."""
+    diagnostics: str = "all"
+    """none; light (units, features, norms, targets, kernel); or all (curvature, trainability and pictures too)."""
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, ..."""
     threads: int = 1
@@ -135,6 +138,8 @@ def check(spec: RunSpec) -> RunSpec:
     check_scenario(spec.scenario, spec.scenario_options())
     if spec.optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", spec.optimizer, OPTIMIZERS)
+    if spec.diagnostics not in DIAGNOSTICS:
+        raise unknown_name("choice of diagnostics", spec.diagnostics, DIAGNOSTICS)
     for name in ("n_experiences", "n_samples", "epochs", "batch_size", "n_fresh", "threads"):
         value = getattr(spec, name)
         if value is not None and value < 1:

@@ -1,7 +1,18 @@
 """Plasticity metrics for Avalanche, beside forgetting: helpers, plugin metrics, and the pure separation."""
 
-from plasticity_cl.metrics.helpers import plasticity_metrics
+from plasticity_cl.metrics.helpers import landscape_metrics, mechanism_metrics, plasticity_metrics
+from plasticity_cl.metrics.mechanisms import (
+    CurvatureMetric,
+    FeatureMetric,
+    KernelMetric,
+    NormMetric,
+    PictureMetric,
+    TargetMetric,
+    TrainabilityMetric,
+    UnitMetric,
+)
 from plasticity_cl.metrics.plasticity import ExperienceScore, LearningCurveMetric, SeparationMetric
+from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import R2, Accuracy
 from plasticity_cl.metrics.separation import Separation, separate
@@ -9,11 +20,22 @@ from plasticity_cl.metrics.separation import Separation, separate
 __all__ = [
     "R2",
     "Accuracy",
+    "CurvatureMetric",
     "ExperienceScore",
+    "FeatureMetric",
+    "KernelMetric",
     "LearningCurveMetric",
+    "NormMetric",
+    "PictureMetric",
+    "ProbeMetric",
     "Scalar",
     "Separation",
     "SeparationMetric",
+    "TargetMetric",
+    "TrainabilityMetric",
+    "UnitMetric",
+    "landscape_metrics",
+    "mechanism_metrics",
     "plasticity_metrics",
     "separate",
 ]

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from avalanche.evaluation import PluginMetric
 
-from plasticity_cl.metrics.mechanisms import MechanismMetric
+from plasticity_cl.metrics.mechanisms import (
+    CurvatureMetric,
+    FeatureMetric,
+    KernelMetric,
+    NormMetric,
+    PictureMetric,
+    TargetMetric,
+    TrainabilityMetric,
+    UnitMetric,
+)
 from plasticity_cl.metrics.plasticity import LearningCurveMetric, Reference, SeparationMetric
+from plasticity_cl.metrics.probe import At
 
 
-def plasticity_metrics(
-    *, reference: Reference | None = None, threshold: float = 0.9, probe_size: int = 256
-) -> list[PluginMetric]:
+def plasticity_metrics(*, reference: Reference | None = None, threshold: float = 0.9) -> list[PluginMetric]:
     """Metrics that tell plasticity loss from forgetting, for any Avalanche strategy.
 
     Pass them to an ``EvaluationPlugin``, train one experience after the other, evaluate each right after training on
@@ -22,13 +30,57 @@ def plasticity_metrics(
             experience beside the run. With it the separation is reported, without it the learning score against the
             first experience's.
         threshold: The training score that counts as learned, for the steps to it.
-        probe_size: Samples in the fixed batch on which units, features and norms are looked at.
 
     Returns:
-        A :class:`SeparationMetric`, whose ``result()`` is the separation of each stream, a
-        :class:`LearningCurveMetric` and a :class:`MechanismMetric`.
+        A :class:`SeparationMetric`, whose ``result()`` is the separation of each stream, and a
+        :class:`LearningCurveMetric`.
 
     Raises:
-        UserError: If the threshold is above 1 or the probe batch too small.
+        UserError: If the threshold is above 1.
     """
-    return [SeparationMetric(reference), LearningCurveMetric(threshold), MechanismMetric(probe_size)]
+    return [SeparationMetric(reference), LearningCurveMetric(threshold)]
+
+
+def mechanism_metrics(*, every: int = 1, at: At = "end", probe_size: int = 256) -> list[PluginMetric]:
+    """Metrics that say which mechanism of plasticity loss is at work, cheap enough to leave on.
+
+    Units and preactivations, features, norms, regression targets and tangent kernel. Each looks at the first
+    experience, every ``every``-th and the last one, never in between; see :class:`ProbeMetric`.
+
+    Args:
+        every: Look at every so many experiences.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
+        probe_size: Samples in the fixed batch on which units and features are looked at.
+
+    Returns:
+        A :class:`UnitMetric`, :class:`FeatureMetric`, :class:`NormMetric`, :class:`TargetMetric` and
+        :class:`KernelMetric`.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+    return [
+        UnitMetric(probe_size, every, at),
+        FeatureMetric(probe_size, every, at),
+        NormMetric(every, at),
+        TargetMetric(every=every, at=at),
+        KernelMetric(every=every, at=at),
+    ]
+
+
+def landscape_metrics(*, every: int = 20, at: At = "end") -> list[PluginMetric]:
+    """Metrics that cost as much as many steps of training: curvature, trainability, pictures and histograms.
+
+    Each looks at the first experience, every ``every``-th and the last one; see :class:`ProbeMetric`.
+
+    Args:
+        every: Look at every so many experiences.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
+
+    Returns:
+        A :class:`CurvatureMetric`, :class:`TrainabilityMetric` and :class:`PictureMetric`.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+    return [CurvatureMetric(every=every, at=at), TrainabilityMetric(every=every, at=at), PictureMetric(every=every, at=at)]

@@ -20,12 +20,12 @@ class Scalar(MetricValue):  # type: ignore[misc]
         value: The value; a Python float, since loggers drop other numbers.
         experience: The experience it belongs to, from 0.
         stream: ``train`` or ``test``, where it is measured on a stream.
-        layer: The layer's name, where it is of one layer.
+        layer: The layer's name, where it is of one layer; it takes the place of the stream in the name.
     """
 
     def __init__(
         self, origin: Any, group: str, metric: str, value: float, experience: int, *, stream: str = "", layer: str = ""
     ) -> None:
-        name = "/".join(part for part in (group, metric, stream or layer) if part)
+        name = "/".join(part for part in (group, metric, layer or stream) if part)
         super().__init__(origin, name, float(value), experience)
         self.metric, self.stream, self.layer = metric, stream, layer

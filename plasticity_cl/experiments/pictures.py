@@ -1,0 +1,29 @@
+"""The pictures of a run: what its metrics drew, one file each, for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.logging import BaseLogger
+from PIL.Image import Image
+
+
+class PictureLogger(BaseLogger):  # type: ignore[misc]
+    """Writes every image that a metric emits as ``NAME-EXPERIENCE.png``, the name without its group.
+
+    Args:
+        directory: The folder; made when there is something to write.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def log_metrics(self, metric_values: list[MetricValue]) -> None:
+        """Write the images; other values are none."""
+        for value in metric_values:
+            if isinstance(value.value, Image):
+                self._directory.mkdir(exist_ok=True)
+                name = value.name.rpartition("/")[2]
+                value.value.save(self._directory / f"{name}-{value.x_plot:04d}.png", compress_level=9)
