@@ -308,7 +308,12 @@ def test_runs_that_differ_in_more_than_strategy_and_seed_are_not_compared(tmp_pa
 
 def test_the_baseline_comes_first_and_combinations_last(comparison: Comparison) -> None:
     assert list(comparison.strategies) == ["finetune", "l2=9", "layernorm+l2=0.001"]
-    assert comparison.diagnostics == {"dead_units": ("",), "effective_rank": ("0", "2"), "target_mean": ("",)}
+    assert comparison.mechanisms == {
+        "Mechanism 1: units and preactivations": {"dead_units": ("",)},
+        "Mechanism 3: regression targets": {"target_mean": ("",)},
+        "Features": {"effective_rank": ("0", "2")},
+    }
+    assert comparison.layers == {"dead_units": ("",), "effective_rank": ("0", "2"), "target_mean": ("",)}
 
 
 # Statistics
@@ -661,8 +666,10 @@ def test_the_page_equals_hand_computation(results: Path) -> None:
     measures = {tuple(table[0]): {row[0]: row[1:] for row in table} for table in others}
     steps = measures["strategy", "steps to threshold"]["finetune"]
     assert steps == ["100.0 [100.0, 100.0] in 71% of experiences"]
-    last = measures["strategy", "dead units", "effective rank (mean over layers)", "target mean"]["finetune"]
-    assert last == ["0.610 [0.600, 0.620]", "19.50 [19.00, 20.00]", "4.500 [4.500, 4.500]"]
+    assert measures["strategy", "dead units"]["finetune"] == ["0.610 [0.600, 0.620]"]
+    assert measures["strategy", "effective rank (mean over layers)"]["finetune"] == ["19.50 [19.00, 20.00]"]
+    assert measures["strategy", "target mean"]["finetune"] == ["4.500 [4.500, 4.500]"]
+    assert measures["strategy", "0", "2"]["finetune"] == ["10.00 [10.00, 10.00]", "29.00 [28.00, 30.00]"]
 
 
 def test_the_page_says_what_the_words_mean_and_what_was_run(results: Path) -> None:
@@ -684,7 +691,10 @@ def test_the_page_needs_no_other_file(results: Path) -> None:
     figures = sorted((results / "figures").iterdir())
     assert [path.name for path in figures] == [
         f"label-reset-on-digits-7-experiences-{kind}.png"
-        for kind in ("diagnostics", "learning-test", "learning-train", "separation")
+        for kind in (
+            *("features", "learning-test", "learning-train", "mechanism-1-units-and-preactivations"),
+            *("mechanism-3-regression-targets", "separation"),
+        )
     ]
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     embedded = {base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")) for image in images}
@@ -838,13 +848,45 @@ def test_diverged_runs_are_drawn_up_to_their_end(comparison: Comparison) -> None
 
 def test_a_diagnostic_that_is_the_same_for_all_is_drawn_once(comparison: Comparison) -> None:
     without = Comparison("t", {}, "accuracy", {name: comparison.strategies[name] for name in LEARNED})
-    figure = diagnostics_figure(without, looks(comparison.strategies))
+    drawn = {}
+    for mechanism in without.mechanisms:
+        figure = diagnostics_figure(without, looks(comparison.strategies), mechanism)
+        assert figure is not None
+        drawn |= {panel.get_title(loc="left"): len(panel.lines) for panel in figure.axes}
+    assert drawn == {"dead units": 2, "effective rank (mean over layers)": 2, "target mean, the same for all": 1}
+
+
+def test_percentiles_are_left_to_the_tables() -> None:
+    rows = [*probe_rows("preactivation_shift", [1.0, 2.0]), *probe_rows("preactivation_shift_p95", [3.0, 4.0])]
+    comparison = Comparison("t", {}, "accuracy", {"finetune": (in_memory("finetune", 0, rows),)})
+    ((mechanism, measured),) = comparison.mechanisms.items()
+    figure = diagnostics_figure(comparison, looks(["finetune"]), mechanism)
+    assert list(measured) == ["preactivation_shift", "preactivation_shift_p95"]
     assert figure is not None
-    assert {panel.get_title(loc="left"): len(panel.lines) for panel in figure.axes} == {
-        "dead units": 2,
-        "effective rank (mean over layers)": 2,
-        "target mean, the same for all": 1,
-    }
+    assert [panel.get_title(loc="left") for panel in figure.axes if panel.lines] == ["preactivation shift"]
+
+
+def test_a_diagnostic_nobody_knows_is_drawn_with_the_others() -> None:
+    run = in_memory("finetune", 0, [*probe_rows("new_b", [1.0, 2.0]), *probe_rows("new_a", [3.0, 4.0])])
+    comparison = Comparison("t", {}, "accuracy", {"finetune": (run,)})
+    assert comparison.mechanisms == {"Other diagnostics": {"new_a": ("",), "new_b": ("",)}}
+
+
+def test_the_first_and_the_last_picture_of_the_first_seed_are_on_the_page(tmp_path: Path) -> None:
+    rows = rows_of([0.5, 0.5], [0.5, 0.5], [0.5, 0.5])
+    for seed in (0, 1):
+        pictures = tmp_path / f"{seed}" / "pictures"
+        write_run(tmp_path / f"{seed}", spec_of("finetune", seed), rows)
+        pictures.mkdir()
+        for k in (0, 7, 19):
+            (pictures / f"network-{k:04d}.png").write_bytes(b"picture %d of seed %d" % (k, seed))
+        (pictures / "notes.png").write_bytes(b"of no experience")
+    page = Page(write_report(tmp_path).read_text())
+    sources = [str(a["src"]).removeprefix("data:image/png;base64,") for tag, a in page.elements if tag == "img"]
+    contents = [base64.b64decode(source) for source in sources]
+    drawn = [content for content in contents if b"picture" in content]
+    assert drawn == [b"picture 0 of seed 0", b"picture 19 of seed 0"]
+    assert "finetune, seed 0, after training on experience 19" in page.text
 
 
 def test_nothing_measured_draws_nothing() -> None:
@@ -852,7 +894,8 @@ def test_nothing_measured_draws_nothing() -> None:
     look = looks(["finetune"])
     assert learning_figure(empty, "train", look) is None
     assert separation_figure(empty, look) is None
-    assert diagnostics_figure(empty, look) is None
+    assert empty.mechanisms == {}
+    assert diagnostics_figure(empty, look, "Features") is None
 
 
 def test_a_score_without_lower_bound_does_not_flatten_the_rest() -> None:

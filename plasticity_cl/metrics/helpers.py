@@ -83,4 +83,8 @@ def landscape_metrics(*, every: int = 20, at: At = "end") -> list[PluginMetric]:
     Raises:
         UserError: If an argument is out of its range.
     """
-    return [CurvatureMetric(every=every, at=at), TrainabilityMetric(every=every, at=at), PictureMetric(every=every, at=at)]
+    return [
+        CurvatureMetric(every=every, at=at),
+        TrainabilityMetric(every=every, at=at),
+        PictureMetric(every=every, at=at),
+    ]

@@ -74,10 +74,10 @@ class ProbeMetric(PluginMetric):  # type: ignore[misc]
         """Look, if this is the moment."""
         return self._look(strategy) if self._at == "end" and self._is_due(strategy) else []
 
-    def remember(self, strategy: Any) -> None:  # noqa: B027 - most diagnostics need nothing of the initialisation
+    def remember(self, strategy: Any) -> None:
         """Take from the network, before its first step, what later values are related to."""
 
-    def prepare(self, strategy: Any) -> None:  # noqa: B027 - most diagnostics need nothing of the training
+    def prepare(self, strategy: Any) -> None:
         """Get ready for an experience at which the diagnostic is due."""
 
     @abstractmethod

@@ -229,19 +229,22 @@ def separation_figure(comparison: Comparison, look: Mapping[str, Look]) -> Figur
         return figure
 
 
-def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look]) -> Figure | None:
-    """Draw every diagnostic over experiences, one panel a diagnostic, one line a strategy.
+def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look], mechanism: str) -> Figure | None:
+    """Draw the diagnostics of a mechanism over experiences, one panel a diagnostic, one line a strategy.
 
-    A diagnostic's total over layers is drawn; where it has none, the mean over its layers.
+    A diagnostic's total over layers is drawn; where it has none, the mean over its layers. Percentiles are left to the
+    tables.
 
     Args:
         comparison: The comparison.
         look: From :func:`looks`.
+        mechanism: One of ``comparison.mechanisms``.
 
     Returns:
-        The figure, or None where no diagnostic was measured.
+        The figure, or None where nothing of it was measured.
     """
-    found = comparison.diagnostics
+    measured = comparison.mechanisms.get(mechanism, {})
+    found = {metric: layers for metric, layers in measured.items() if not metric.endswith("_p95")}
     if not found:
         return None
     with _drawing():
@@ -250,7 +253,7 @@ def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look]) -> Figu
             (Line2D([], [], color=look[n].colour, marker=look[n].marker, markersize=5, linewidth=1.8), short[n])
             for n in comparison.strategies
         ]
-        figure, panels = _grid(len(found), 2.1, f"{comparison.title}: diagnostics", handles)
+        figure, panels = _grid(len(found), 2.1, f"{comparison.title}: {mechanism}", handles)
         for panel, (metric, layers) in zip(panels, found.items(), strict=True):
             same = _draw_diagnostic(panel, comparison, metric, layers, look)
             words = diagnostic_in_words(metric, layers) + (", the same for all" if same else "")

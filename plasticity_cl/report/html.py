@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from plasticity_cl.errors import UserError
 from plasticity_cl.report.figures import Look, diagnostics_figure, learning_figure, looks, png, separation_figure
 from plasticity_cl.report.page import DEFINITIONS, HEAD
-from plasticity_cl.report.read import Comparison, Run, comparisons, read_runs
+from plasticity_cl.report.read import Comparison, Run, comparisons, read_bytes, read_runs
 from plasticity_cl.report.statistics import (
     Estimate,
     Summary,
@@ -67,7 +67,8 @@ def write_report(directory: Path) -> Path:
         figures = {}
         for kind, (figure, caption, alt) in _figures(comparison, summaries, look).items():
             content = png(figure)
-            _write(directory / "figures" / f"{file_name}-{kind}.png", content)
+            (kind_in_file,) = _file_names([kind])
+            _write(directory / "figures" / f"{file_name}-{kind_in_file}.png", content)
             figures[kind] = _embedded(content, figure.get_figwidth(), caption, alt)
         sections.append(_section(comparison, summaries, look, figures, f"comparison-{i}"))
         links.append(f'<li><a href="#comparison-{i}">{escape(comparison.title)}</a></li>')
@@ -125,13 +126,14 @@ def _figures(
                 "Learning score and fresh reference over experiences, one panel a strategy. In the last experiences: "
                 + _numbers({stream: summaries[stream]}, "learned", "fresh"),
             )
-    if diagnostics := diagnostics_figure(comparison, look):
-        words = [diagnostic_in_words(metric, layers) for metric, layers in comparison.diagnostics.items()]
-        figures["diagnostics"] = (
-            diagnostics,
-            "Diagnostics on the probe batch at each experience: means over seeds with 95% bootstrap intervals.",
-            f"Diagnostics over experiences, one panel each: {', '.join(words)}. A table below has the last values.",
-        )
+    for mechanism, measured in comparison.mechanisms.items():
+        if diagnostics := diagnostics_figure(comparison, look, mechanism):
+            words = [diagnostic_in_words(metric, layers) for metric, layers in measured.items()]
+            figures[mechanism] = (
+                diagnostics,
+                f"{mechanism}, at the end of experiences: means over seeds with 95% bootstrap intervals.",
+                f"Diagnostics over experiences, one panel each: {', '.join(words)}. A table below has the last values.",
+            )
     return figures
 
 
@@ -178,9 +180,10 @@ def _section(
             _separation_table(comparison, stream, of_stream, look),
             figures.get(f"learning-{stream}", ""),
         ]
-    if "diagnostics" in figures:
-        parts += ["<h3>Diagnostics</h3>", figures["diagnostics"]]
-    parts += [_other_measures(comparison, look), _runs_and_spec(comparison, look), "</section>"]
+    for mechanism in comparison.mechanisms:
+        if mechanism in figures:
+            parts += [f"<h3>{escape(mechanism)}</h3>", figures[mechanism]]
+    parts += [_pictures(comparison), _other_measures(comparison, look), _runs_and_spec(comparison, look), "</section>"]
     return "\n".join(part for part in parts if part)
 
 
@@ -232,15 +235,48 @@ def _other_measures(comparison: Comparison, look: Mapping[str, Look]) -> str:
             where = f" on {SPLITS[stream]}" if stream else ""
             caption = f"Other measures{where}: means over the experiences that have a value, and over seeds."
             tables.append(_table(caption, [_words(metric) for metric in metrics], rows, look))
-    rows = {name: [] for name in finished}
-    for metric, layers in comparison.diagnostics.items():
+    for mechanism, of_mechanism in comparison.mechanisms.items():
+        heads = [diagnostic_in_words(metric, layers) for metric, layers in of_mechanism.items()]
+        caption = f"{mechanism}, at the last experience measured: means over seeds."
+        tables.append(_table(caption, heads, _last_values(finished, list(of_mechanism.items())), look))
+    for metric, layers in comparison.layers.items():
+        named = [layer for layer in layers if layer]
+        if named:
+            caption = f"{_words(metric).capitalize()} by layer, at the last experience measured: means over seeds."
+            tables.append(_table(caption, named, _last_values(finished, [(metric, (at,)) for at in named]), look))
+    return f"<details><summary>Other measures</summary>{''.join(tables)}</details>" if tables else ""
+
+
+def _last_values(
+    finished: Mapping[str, Sequence[Run]], columns: Sequence[tuple[str, tuple[str, ...]]]
+) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {name: [] for name in finished}
+    for metric, layers in columns:
         for name, runs in finished.items():
             series = [run.diagnostic(metric, layers) for run in runs]
             rows[name].append(_cell(estimate(of_run[max(of_run)] for of_run in series if of_run)))
-    if comparison.diagnostics:
-        heads = [diagnostic_in_words(metric, layers) for metric, layers in comparison.diagnostics.items()]
-        tables.append(_table("Diagnostics at the last experience: means over seeds.", heads, rows, look))
-    return f"<details><summary>Other measures</summary>{''.join(tables)}</details>" if tables else ""
+    return rows
+
+
+def _pictures(comparison: Comparison) -> str:
+    """For each strategy, what the run with its first seed drew at the first and at the last experience."""
+    parts = []
+    for name, (run, *_) in comparison.strategies.items():
+        for of_name in run.pictures.values():
+            for k in sorted({min(of_name), max(of_name)}):
+                caption = f"{name}, seed {run.seed}, after training on experience {k}"
+                parts.append(
+                    _embedded(
+                        read_bytes(of_name[k]),
+                        9,
+                        caption,
+                        f"{caption}: tangent kernel as a heat map of cosines with samples ordered by target, its "
+                        "eigenvalues, and the loss along the negative gradient.",
+                    )
+                )
+    if not parts:
+        return ""
+    return f"<details><summary>Kernels and loss landscapes, looked at</summary>{''.join(parts)}</details>"
 
 
 def _runs_and_spec(comparison: Comparison, look: Mapping[str, Look]) -> str:

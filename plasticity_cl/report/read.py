@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,27 @@ from plasticity_cl.errors import UserError
 
 HEADER = ["metric", "stream", "layer", "experience", "value"]
 BASELINE = "finetune"
-# In the order of the mechanisms they show; whatever else was measured follows by name.
-_DIAGNOSTICS = ("dead_units", "linearised_units", "effective_rank", "parameter_norm", "target_mean")
+OTHER = "Other diagnostics"
+MECHANISMS: Mapping[str, tuple[str, ...]] = {
+    "Mechanism 1: units and preactivations": (
+        *("preactivation_shift", "mean_shift", "log_scale_shift", "sign_entropy", "sign_entropy_ratio", "dead_units"),
+        *("linearised_units", "dormant_units", "rare_units", "saturated_units", "activation_sparsity"),
+        *("preactivation_shift_p95", "mean_shift_p95", "log_scale_shift_p95"),
+    ),
+    "Mechanism 2: norms": (
+        *("parameter_norm", "parameter_norm_ratio", "gradient_norm", "update_ratio", "effective_learning_rate"),
+    ),
+    "Mechanism 3: regression targets": ("target_mean", "target_std", "offset_to_scale", "output_bias_share"),
+    "Features": (
+        *("effective_rank", "srank", "stable_rank", "participation_ratio", "top_singular_share", "feature_norm"),
+    ),
+    "Tangent kernel": (
+        *("ntk_effective_rank", "ntk_srank", "ntk_participation_ratio", "ntk_trace_over_top", "ntk_condition_number"),
+        *("gradient_mean_cosine", "gradient_diagonal_plus_rank_one"),
+    ),
+    "Curvature and trainability": ("hessian_largest", "hessian_smallest", "probe_loss", "probe_loss_ratio"),
+}
+"""Which diagnostics show what, in the order of a report; whatever else was measured comes last, by name."""
 _TOLD_APART_BY = ("strategy", "seed")
 
 
@@ -29,6 +49,7 @@ class Run:
         state: ``"done"``, ``"diverged"``, or ``"running"``, which is also what a run that was killed says of itself.
         score: The score's name, ``"accuracy"`` or ``"R2"``; None where the run did not get far enough to say.
         message: Why a run diverged, or nothing.
+        pictures: What the run drew, for each name the file at each experience.
         values: For each (metric, stream, layer), the value at each experience. Where a resumed run wrote a row twice,
             the later one.
     """
@@ -39,6 +60,7 @@ class Run:
     score: str | None
     message: str
     values: Mapping[tuple[str, str, str], Mapping[int, float]]
+    pictures: Mapping[str, Mapping[int, Path]] = dataclasses.field(default_factory=dict)
 
     @property
     def strategy(self) -> str:
@@ -98,15 +120,26 @@ class Comparison:
         return tuple(s for s in ("train", "test") if any(run.series("learned", s) for run in self.runs))
 
     @property
-    def diagnostics(self) -> dict[str, tuple[str, ...]]:
-        """Every diagnostic with the layers that stand for it: its total if it has one, all its layers otherwise."""
+    def mechanisms(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """For each mechanism its diagnostics, with the layers that stand for each: a total, or else all layers."""
+        layers = self.layers
+        known = {metric for metrics in MECHANISMS.values() for metric in metrics}
+        others = tuple(sorted(set(layers) - known))
+        found = {
+            title: {m: ("",) if "" in layers[m] else layers[m] for m in metrics if m in layers}
+            for title, metrics in {**MECHANISMS, OTHER: others}.items()
+        }
+        return {title: metrics for title, metrics in found.items() if metrics}
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """For each diagnostic the layers it was measured on, in alphabetical order; the total is the empty name."""
         layers: dict[str, set[str]] = {}
         for run in self.runs:
             for metric, stream, layer in run.values:
                 if stream == "probe":
                     layers.setdefault(metric, set()).add(layer)
-        order = [*(metric for metric in _DIAGNOSTICS if metric in layers), *sorted(set(layers) - set(_DIAGNOSTICS))]
-        return {metric: ("",) if "" in layers[metric] else tuple(sorted(layers[metric])) for metric in order}
+        return {metric: tuple(sorted(of_metric)) for metric, of_metric in layers.items()}
 
 
 def read_runs(directory: Path) -> list[Run]:
@@ -210,12 +243,22 @@ def _read_run(path: Path, directory: Path) -> Run:
         score=str(status["score"]) if status.get("score") else None,
         message=str(status.get("message") or ""),
         values=_read_values(path / "metrics.csv", finished=state == "done"),
+        pictures=_find_pictures(path / "pictures"),
     )
+
+
+def _find_pictures(directory: Path) -> dict[str, dict[int, Path]]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(directory.glob("*.png")):
+        name, _, experience = path.stem.rpartition("-")
+        if name and experience.isdecimal():
+            found.setdefault(name, {})[int(experience)] = path
+    return found
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_bytes(path))
+        content = json.loads(read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -223,7 +266,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Read a file as a whole.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -233,7 +281,7 @@ def _read_bytes(path: Path) -> bytes:
 def _read_values(path: Path, finished: bool) -> dict[tuple[str, str, str], dict[int, float]]:
     if not finished and not path.exists():
         return {}
-    content = _read_bytes(path)
+    content = read_bytes(path)
     if not finished:
         # A run that was killed may have left half a line. Even where that half can be read it is not to be trusted:
         # 0.1 may be the beginning of 0.1875.
