@@ -18,7 +18,7 @@ from plasticity_cl.diagnostics.norms import (
     parameter_snapshot,
     update_ratio,
 )
-from plasticity_cl.diagnostics.targets import output_bias_share, target_statistics
+from plasticity_cl.diagnostics.targets import output_bias_share, output_top_direction_share, target_statistics
 from plasticity_cl.errors import UserError
 
 
@@ -279,3 +279,34 @@ def test_bias_share_and_features_leave_the_network_as_it_was():
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(model.parameters(), gradients, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+@given(st.integers(0, 2**31), st.floats(-50, 50))
+def test_top_direction_share_is_the_part_of_the_mean_output_along_the_first_singular_vector(seed, offset):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[2].bias += offset
+    inputs = torch.randn(11, 5, dtype=torch.float64)
+    share = output_top_direction_share(model, inputs)
+    features = model[:2](inputs).detach()
+    # The top direction by power iteration on F'F: another way to it than a singular value decomposition.
+    v = features.mean(0)
+    for _ in range(5000):
+        v = features.T @ (features @ v)
+        v = v / v.norm()
+    mean, bias, weight = features.mean(0), model[2].bias.detach(), model[2].weight.detach()
+    top = weight @ v * (v @ mean)
+    norms = [float(part.norm()) for part in (top, weight @ mean - top, bias)]
+    assert share == pytest.approx(norms[0] / sum(norms), rel=1e-3, abs=1e-6)
+    assert 0 <= share <= 1
+
+
+def test_top_direction_share_of_known_heads():
+    inputs = torch.tensor([[-1.0], [1.0], [3.0], [5.0]])  # one feature: nothing is beside the top direction
+    assert output_top_direction_share(head(4.5), inputs) == pytest.approx(0.5)
+    assert output_top_direction_share(head(0.0), inputs) == 1.0
+    assert output_top_direction_share(head(7.0, weight=0.0), inputs) == 0.0
+    assert output_top_direction_share(head(0.0, weight=0.0), inputs) == 0.0
+    with pytest.raises(UserError, match="diverged"):
+        output_top_direction_share(head(math.nan), torch.ones(2, 1))

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.metrics import LearningCurveMetric, SeparationMetric, plasticity_metrics
+from plasticity_cl.metrics import LearningCurveMetric, SeparationMetric, mechanism_metrics, plasticity_metrics
 from plasticity_cl.scenarios import ClassIncremental, LabelReset, TargetShift, load_source
 from plasticity_cl.strategies import L2Plugin, LayerNormPlugin, ScaleInvariantLossPlugin
 from plasticity_cl.training import SupervisedTemplate
@@ -199,7 +199,7 @@ def test_values_reach_loggers_while_the_run_goes_on_and_are_those_of_the_separat
 def test_tensorboard_gets_scalars_in_groups(tmp_path):
     logger = TensorboardLogger(tmp_path)
     reference = {"train": [1.0] * 2, "test": [1.0] * 2}
-    cl = strategy(metrics=[plasticity_metrics(reference=reference)], loggers=[logger])
+    cl = strategy(metrics=[plasticity_metrics(reference=reference), mechanism_metrics()], loggers=[logger])
     train(cl, LabelReset(DIGITS, 2, n_samples=128))
     logger.writer.close()
     events = EventAccumulator(str(tmp_path))
@@ -265,11 +265,9 @@ def test_the_reported_loss_holds_no_penalty(template):
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
-def test_a_threshold_that_nothing_reaches_and_a_probe_without_moments_are_refused():
+def test_a_threshold_that_nothing_reaches_is_refused():
     with pytest.raises(UserError, match="threshold is 2"):
         plasticity_metrics(threshold=2.0)
-    with pytest.raises(UserError, match="probe_size is 1"):
-        plasticity_metrics(probe_size=1)
 
 
 def test_a_reset_metric_is_as_new():

@@ -26,7 +26,12 @@ from plasticity_cl.diagnostics.ranks import (
     stable_rank,
     top_singular_share,
 )
-from plasticity_cl.diagnostics.targets import TargetStatistics, output_bias_share, target_statistics
+from plasticity_cl.diagnostics.targets import (
+    TargetStatistics,
+    output_bias_share,
+    output_top_direction_share,
+    target_statistics,
+)
 from plasticity_cl.diagnostics.trainability import Trainability, fit_random_targets, trainability
 from plasticity_cl.diagnostics.units import (
     UnitStatistics,
@@ -66,6 +71,7 @@ __all__ = [
     "max_hessian_eigenvalue",
     "ntk_statistics",
     "output_bias_share",
+    "output_top_direction_share",
     "parameter_norm",
     "parameter_snapshot",
     "participation_ratio",

@@ -85,3 +85,33 @@ def output_bias_share(model: nn.Module, inputs: Tensor) -> float:
     if not math.isfinite(by_bias + by_features):
         raise UserError("the output of the last linear layer is NaN or infinite: the network has diverged")
     return by_bias / (by_bias + by_features) if by_bias else 0.0
+
+
+def output_top_direction_share(model: nn.Module, inputs: Tensor) -> float:
+    """Compute how much of the mean output is carried by the features' top singular direction.
+
+    With F the features (not centred), v its first right singular vector, and y = W f + b, the mean output has the parts
+    W v v' E[f], W (E[f] - v v' E[f]) and b; the share is the norm of the first over the sum of the three norms. The
+    definition is ours, beside :func:`output_bias_share`: near 1, a large target mean sits in one direction of the
+    features, which then is all that a kernel sees of them (Lyle et al. 2024).
+
+    Args:
+        model: A network that calls ``nn.Linear`` (or ``F.linear``) at least once.
+        inputs: A batch, as the model takes it.
+
+    Returns:
+        A share in [0, 1]; 0 where the output is zero.
+
+    Raises:
+        UserError: If no linear layer is executed, or the output is not finite.
+    """
+    features, weight, bias = last_linear(model, inputs)
+    features, weight = features.double(), weight.double()
+    mean = features.mean(0)
+    if not math.isfinite(float((weight @ mean).sum() + (0.0 if bias is None else bias.double().sum()))):
+        raise UserError("the output of the last linear layer is NaN or infinite: the network has diverged")
+    top = torch.linalg.svd(features, full_matrices=False).Vh[0]
+    in_top = (top @ mean) * top
+    parts = [weight @ in_top, weight @ (mean - in_top), *([] if bias is None else [bias.double()])]
+    by_top, *others = (float(torch.linalg.vector_norm(part)) for part in parts)
+    return by_top / (by_top + sum(others)) if by_top else 0.0

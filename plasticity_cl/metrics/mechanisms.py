@@ -21,6 +21,7 @@ from plasticity_cl.diagnostics import (
     max_hessian_eigenvalue,
     ntk_statistics,
     output_bias_share,
+    output_top_direction_share,
     parameter_norm,
     parameter_snapshot,
     penultimate_features,
@@ -155,9 +156,11 @@ class NormMetric(ProbeMetric):
 class TargetMetric(ProbeMetric):
     """Where regression targets lie, and which part of the network carries their mean (mechanism 3).
 
-    Emitted, for floating-point targets only: ``targets/target_mean``, ``targets/target_std``,
-    ``targets/offset_to_scale`` of the first samples of the experience, and ``targets/output_bias_share`` on the probe
-    batch. See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Emitted, for floating-point targets only:
+        ``targets/target_mean``, ``targets/target_std``, ``targets/offset_to_scale``: of the experience's first samples.
+        ``targets/output_bias_share``, ``targets/output_top_direction_share``: on the probe batch.
+
+    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
     """
 
     group = "targets"
@@ -170,8 +173,11 @@ class TargetMetric(ProbeMetric):
         _, targets = first_samples(strategy, self._size)
         if not targets.is_floating_point():
             return {}
-        share = output_bias_share(strategy.model, self.probe)
-        return {**target_statistics(targets).scalars(), "output_bias_share": share}
+        return {
+            **target_statistics(targets).scalars(),
+            "output_bias_share": output_bias_share(strategy.model, self.probe),
+            "output_top_direction_share": output_top_direction_share(strategy.model, self.probe),
+        }
 
 
 class KernelMetric(ProbeMetric):

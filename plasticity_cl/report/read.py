@@ -25,7 +25,9 @@ MECHANISMS: Mapping[str, tuple[str, ...]] = {
     "Mechanism 2: norms": (
         *("parameter_norm", "parameter_norm_ratio", "gradient_norm", "update_ratio", "effective_learning_rate"),
     ),
-    "Mechanism 3: regression targets": ("target_mean", "target_std", "offset_to_scale", "output_bias_share"),
+    "Mechanism 3: regression targets": (
+        *("target_mean", "target_std", "offset_to_scale", "output_bias_share", "output_top_direction_share"),
+    ),
     "Features": (
         *("effective_rank", "srank", "stable_rank", "participation_ratio", "top_singular_share", "feature_norm"),
     ),
