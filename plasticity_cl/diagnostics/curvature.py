@@ -213,10 +213,17 @@ def lanczos_extremes(
         basis[k - 1] = vector
         product = matvec(vector)
         diagonal.append(float(vector @ product))
-        # Twice is enough to be orthogonal to rounding; once is not when the product lies almost in the span.
+        # The recurrence leaves little in the span; one sweep over the basis takes that out. Where the sweep cancelled
+        # much, its own rounding counts, and a second one is enough (Daniel, Gragg, Kaufman and Stewart 1976).
+        product = product - diagonal[-1] * vector
+        if off_diagonal:
+            product -= off_diagonal[-1] * basis[k - 2]
+        before = float(torch.linalg.vector_norm(product, dtype=torch.float64))
         for _ in range(2):
             product = product - (basis[:k] @ product) @ basis[:k]
-        beta = float(torch.linalg.vector_norm(product, dtype=torch.float64))
+            beta = float(torch.linalg.vector_norm(product, dtype=torch.float64))
+            if beta > before / 2:
+                break
         if not (math.isfinite(diagonal[-1]) and math.isfinite(beta)):
             raise UserError("a product with the matrix is not finite; are there infinite or NaN weights?")
         values, last_row = _ritz(diagonal, off_diagonal)

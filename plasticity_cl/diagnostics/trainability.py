@@ -185,6 +185,8 @@ def _fit(
             raise UserError(f"{name} must be at least 1, got {count}")
     if not any(value.requires_grad for value in model.parameters()):
         raise UserError("the network has no trainable parameter")
+    # Inputs that require gradients would be given some.
+    inputs = inputs.detach()
     criterion = F.cross_entropy if task == "classification" else F.mse_loss
 
     def curve(rate: float, draw: int) -> Tensor:

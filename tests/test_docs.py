@@ -1,0 +1,105 @@
+"""The pages in docs/ name all that is public and nothing that is not, and their links and pictures lead somewhere."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from plasticity_cl import diagnostics
+from plasticity_cl.diagnostics.norms import LayerValues
+from plasticity_cl.diagnostics.trainability import RandomTargetFit
+from plasticity_cl.diagnostics.units import LayerUnits, UnitSummary
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("**/*.md"))
+DIAGNOSTICS = (DOCS / "diagnostics.md").read_text(encoding="utf-8")
+
+RESULTS = (
+    *(UnitSummary, LayerUnits, diagnostics.UnitStatistics, diagnostics.FeatureRank, diagnostics.TargetStatistics),
+    *(diagnostics.NTKStatistics, diagnostics.HessianExtremes, diagnostics.LossAlongGradient),
+    *(diagnostics.Trainability, RandomTargetFit),
+)
+# What holds the parts of a result, and is no quantity.
+HOLDERS = {"total", "layers", "moments"}
+KINDS = {"trace", "full", "sum", "loss"}
+
+
+def quantities(result: type) -> set[str]:
+    """Names of the fields and properties that a result reports."""
+    fields = {field.name for field in dataclasses.fields(result)}
+    return (fields | {name for name, _ in inspect.getmembers(result, lambda v: isinstance(v, property))}) - HOLDERS
+
+
+def emitted() -> set[str]:
+    """Flat names that the results of a small network with every kind of nonlinearity emit, without their layers."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    inputs = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    statistics = diagnostics.unit_statistics(model, inputs, diagnostics.unit_statistics(model, inputs))
+    norms = LayerValues(1.0, {"first": 1.0}).scalars("parameter_norm")
+    ranks = diagnostics.feature_rank(diagnostics.penultimate_features(model, inputs)).scalars()
+    targets = diagnostics.target_statistics(inputs[:, 0]).scalars()
+    return {name.split("/")[0] for name in (*statistics.scalars(), *ranks, *targets, *norms)}
+
+
+def names_on_the_page() -> set[str]:
+    return {word for span in re.findall(r"`([^`\n]+)`", DIAGNOSTICS) for word in re.findall(r"\w+", span)}
+
+
+@pytest.mark.parametrize("name", diagnostics.__all__)
+def test_every_public_diagnostic_is_on_the_page(name: str):
+    assert name in names_on_the_page()
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.__name__)
+def test_every_reported_quantity_is_on_the_page(result: type):
+    assert quantities(result) - names_on_the_page() == set()
+
+
+def test_every_emitted_scalar_is_on_the_page():
+    assert len(emitted()) > 20
+    assert emitted() - names_on_the_page() == set()
+
+
+def test_what_the_tables_define_exists():
+    known = set(diagnostics.__all__).union(*(quantities(result) for result in RESULTS), KINDS)
+    defined = set(re.findall(r"^\| `(\w+)`", DIAGNOSTICS, flags=re.MULTILINE))
+    assert len(defined) >= 40
+    assert defined - known == set()
+
+
+@pytest.mark.parametrize(
+    ("function", "bound"),
+    [("unit_statistics", "tau"), ("unit_statistics", "threshold"), ("unit_statistics", "eps"), ("srank", "delta")],
+)
+def test_bounds_on_the_page_are_the_defaults(function: str, bound: str):
+    default = inspect.signature(getattr(diagnostics, function)).parameters[bound].default
+    assert re.findall(rf"\b{bound} = ([\d.]*\d)", DIAGNOSTICS) == [str(default)]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a heading is called in a link: lower case, without punctuation, blanks as hyphens."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page: Path):
+    links = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_commands_on_the_page_are_scripts():
+    commands = re.findall(r"`python (\S+\.py)", DIAGNOSTICS)
+    assert len(commands) >= 2
+    for command in commands:
+        assert (DOCS.parent / command).is_file(), command
