@@ -1,7 +1,7 @@
 """What the diagnostics cost, in forward(-backward) passes, and against torch.func, PyHessian and curvlinops.
 
-    python scripts/benchmark_diagnostics.py                       everything, about five minutes
-    python scripts/benchmark_diagnostics.py units hessian         some of: ntk, resnet, units, others, hessian
+    python scripts/benchmark_diagnostics.py                       everything, about ten minutes
+    python scripts/benchmark_diagnostics.py units hessian         some of: ntk, resnet, units, others, hessian, demo
 
 Peers to compare with are no dependencies: pip install pyhessian curvlinops-for-pytorch
 
@@ -19,10 +19,12 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -362,12 +364,45 @@ def hessian_rows() -> list[Row]:
     return rows
 
 
+def demo_rows() -> list[Row]:
+    """All runs of the demo's first seed, fresh networks included, with no, light and all diagnostics.
+
+    Run by run in turn, each twice: the ratio is of the sums over runs of the least times.
+    """
+    from demo import COMPARISONS
+
+    from plasticity_cl.experiments.run import run
+    from plasticity_cl.experiments.spec import DIAGNOSTICS, check
+
+    least: dict[str, float] = dict.fromkeys(DIAGNOSTICS, 0.0)
+    for comparison in COMPARISONS.values():
+        for spec in comparison.runs():
+            if spec.seed:
+                continue
+            spec = check(spec)
+            times: dict[str, list[float]] = {level: [] for level in DIAGNOSTICS}
+            for _ in range(2):
+                for level in DIAGNOSTICS:
+                    with tempfile.TemporaryDirectory() as folder:
+                        work = partial(
+                            run, replace(spec, diagnostics=level), Path(folder) / "run", Path(folder) / "fresh"
+                        )
+                        times[level].append(cpu_seconds(work))
+            for level, seconds in times.items():
+                least[level] += min(seconds)
+    return [
+        Row("demo", "one seed", f"diagnostics: {level}", 1e3 * seconds, "none", seconds / least["none"])
+        for level, seconds in least.items()
+    ]
+
+
 TABLES: dict[str, tuple[Callable[[], list[Row]], str]] = {
     "ntk": (ntk_rows, "Tangent kernels of a 3072-512-512-10 MLP"),
     "resnet": (resnet_rows, "Tangent kernel of ResNet-18, 32 x 32 images, one run each"),
     "units": (unit_rows, "Units and preactivations, all in one pass"),
     "others": (other_rows, "The other diagnostics"),
     "hessian": (hessian_rows, "Largest Hessian eigenvalue to 1e-3, digits, n=256 (worst of 12 errors)"),
+    "demo": (demo_rows, "What they add to the demo: the runs of one seed, fresh networks included"),
 }
 
 
