@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plasticity_cl.scenarios.class_incremental import ClassIncremental
     from plasticity_cl.scenarios.input_permutation import InputPermutation
+    from plasticity_cl.scenarios.iwildcam import IWildCam
     from plasticity_cl.scenarios.label_permutation import LabelPermutation
     from plasticity_cl.scenarios.label_reset import LabelReset
     from plasticity_cl.scenarios.noisy_start import NoisyStart
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Avalanche takes ten seconds to import, so the names above are looked up when they are first used.
 _MODULES = {
     "ClassIncremental": "class_incremental",
+    "IWildCam": "iwildcam",
     "InputPermutation": "input_permutation",
     "LabelPermutation": "label_permutation",
     "LabelReset": "label_reset",
@@ -26,6 +28,7 @@ _MODULES = {
 
 __all__ = [
     "ClassIncremental",
+    "IWildCam",
     "InputPermutation",
     "LabelPermutation",
     "LabelReset",

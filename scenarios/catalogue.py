@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ class Entry:
         n_experiences: Its length if none is asked for.
         options: Its options beyond the ones that all scenarios have.
         exchangeable: Whether all experiences are equally hard for a fresh network.
+        sources: The data sets that it is made of, where they are not those that all other scenarios share: these are
+            folders of images, and not in memory.
     """
 
     function: str
@@ -32,11 +33,7 @@ class Entry:
     n_experiences: int
     options: tuple[str, ...] = ()
     exchangeable: bool = False
-
-    @property
-    def module(self) -> str:
-        """The module of the function: its name in lower case."""
-        return "plasticity_cl.scenarios." + re.sub(r"(?<!^)(?=[A-Z])", "_", self.function).lower()
+    sources: tuple[str, ...] = ()
 
 
 SCENARIOS: Mapping[str, Entry] = {
@@ -50,6 +47,13 @@ SCENARIOS: Mapping[str, Entry] = {
     ),
     "class-incremental": Entry("ClassIncremental", "classes of its own in every experience", 5),
     "noisy-start": Entry("NoisyStart", "noise labels first, clean data after; nothing to forget", 20, ("noisy",)),
+    "iwildcam": Entry(
+        "IWildCam",
+        "camera traps: from one camera, or season, to the next; source wilds, or camera-traps, which is generated",
+        243,
+        ("by", "size", "min_size"),
+        sources=("wilds", "camera-traps"),
+    ),
 }
 
 
@@ -62,20 +66,34 @@ def check_scenario(name: str, options: Mapping[str, Any]) -> Entry:
     if name not in SCENARIOS:
         raise unknown_name("scenario", name, SCENARIOS)
     entry = SCENARIOS[name]
+    common = ("n_experiences", "seed") if entry.sources else ("n_experiences", "n_samples", "seed")
     for option in options:
-        if option not in (*entry.options, "n_experiences", "n_samples", "seed"):
+        if option not in (*entry.options, *common):
             takes = f"it takes {', '.join(entry.options)}" if entry.options else "it has none of its own"
             raise UserError(f"scenario {name} has no option {option}; {takes}")
     return entry
+
+
+def check_source(scenario: str, source: str) -> None:
+    """Check that a scenario is made of a source.
+
+    Raises:
+        UserError: If it has sources of its own, and this is none of them.
+    """
+    own = SCENARIOS[scenario].sources
+    if own and source not in own:
+        raise UserError(f"scenario {scenario} is not made of {source}: its sources are {' and '.join(own)}")
 
 
 def make_scenario(name: str, source: Source, **options: Any) -> InMemoryScenario:
     """Make a scenario by name; options that are not given are the scenario's own defaults.
 
     Raises:
-        UserError: If the name is unknown, or an option is none of the scenario's or out of its range.
+        UserError: If the name is unknown or not made of such a source, or an option is none of the scenario's or out
+            of its range.
     """
     entry = check_scenario(name, options)
-    function = getattr(importlib.import_module(entry.module), entry.function)
+    check_source(name, source.name)
+    function = getattr(importlib.import_module("plasticity_cl.scenarios"), entry.function)
     scenario: InMemoryScenario = function(source, **options)
     return scenario

@@ -266,6 +266,8 @@ def test_five_hundred_experiences_of_sixty_thousand_samples_cost_next_to_nothing
 
 def test_the_catalogue_says_what_is_true_of_each_scenario():
     for name, entry in SCENARIOS.items():
+        if entry.sources:
+            continue
         function = getattr(scenarios, entry.function)
         parameters = inspect.signature(function).parameters
         assert parameters["n_experiences"].default == entry.n_experiences

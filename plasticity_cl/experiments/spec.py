@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from plasticity_cl.errors import UserError, unknown_name
-from plasticity_cl.scenarios.catalogue import SCENARIOS, check_scenario
+from plasticity_cl.scenarios.catalogue import SCENARIOS, check_scenario, check_source
 from plasticity_cl.strategies.catalogue import fresh_name, normalise
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -41,12 +41,20 @@ class Settings:
     """target-shift: noise, sine or label."""
     noisy: int | None = None
     """noisy-start: how many early experiences have noise labels."""
+    by: str | None = None
+    """iwildcam: what an experience is: a location, a time or a cluster of locations."""
+    size: int | None = None
+    """iwildcam: height and width of the images in pixels."""
+    min_size: int | None = None
+    """iwildcam: leave out experiences with fewer images."""
     epochs: int = 20
     """Passes over each experience."""
     batch_size: int = 32
     """Samples in a batch."""
     model: str = "mlp"
-    """The network; `plasticity-cl list` names them all."""
+    """The network; `plasticity-cl list` names them all. imagenet-resnet18 and imagenet-resnet50 are torchvision's."""
+    weights: str | None = None
+    """imagenet-resnet18 and -50: file of pretrained weights."""
     width: int | None = None
     """Width of the network; its own default if not given."""
     depth: int | None = None
@@ -136,6 +144,11 @@ def check(spec: RunSpec) -> RunSpec:
         UserError: For the first value that is unknown or out of range.
     """
     check_scenario(spec.scenario, spec.scenario_options())
+    check_source(spec.scenario, spec.source)
+    if spec.weights is not None and not spec.model.startswith("imagenet-"):
+        raise UserError(f"weights are for imagenet-resnet18 and imagenet-resnet50; {spec.model} starts from a seed")
+    if spec.model.startswith("imagenet-") and (spec.width, spec.depth, spec.activation) != (None, None, "relu"):
+        raise UserError(f"{spec.model} has a width, a depth and an activation of its own: leave these out")
     if spec.optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", spec.optimizer, OPTIMIZERS)
     if spec.diagnostics not in DIAGNOSTICS:
