@@ -10,18 +10,16 @@ figures are not expected to the digit.
 """
 
 import argparse
-import csv
 import dataclasses
 import sys
-import warnings
 from pathlib import Path
-
-import torch
+from statistics import fmean
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check
 from plasticity_cl.report import read_runs, summary_table, write_report
+from plasticity_cl.report.read import Run
 from plasticity_cl.scenarios.wilds_layout import LAYOUT, check_present, data_folder
 
 SAMPLE = CompareSpec(
@@ -84,10 +82,10 @@ def main() -> None:
     if spec.source == "wilds":
         explain_if_missing(data_folder(machine.data_root))
     make_cache(runs[0], machine)
-    states = compare(runs, out, machine)
-    print(summary_table(read_runs(out)))
-    finished = {run: directory for run, directory in zip(runs, states, strict=True) if states[directory] == "done"}
-    print(f"\n{wilds_table(finished, out, machine)}")
+    compare(runs, out, machine)
+    found = read_runs(out)
+    print(summary_table(found))
+    print(f"\n{wilds_table(found)}")
     print(f"\nreport: {write_report(out)}")
 
 
@@ -107,43 +105,19 @@ def make_cache(spec: RunSpec, machine: Machine) -> None:
     print(f"{len(build_scenario(spec, machine).train_stream[0].dataset)} images in the first experience")
 
 
-def wilds_table(finished: dict[RunSpec, Path], out: Path, machine: Machine) -> str:
-    """Score the final network of each run on both test splits; write wilds.csv, and give the means as text."""
-    from avalanche.training.plugins import EvaluationPlugin
-
-    from plasticity_cl.experiments.build import build_scenario, build_strategy
-    from plasticity_cl.metrics.wilds import WildsMetric
-    from plasticity_cl.strategies.network_plugin import NetworkPlugin
-
-    rows = []
-    for spec, directory in finished.items():
-        scenario = build_scenario(spec, machine)
-        streams = {"test": scenario.test_stream, "ood": scenario.ood_stream}
-        metric = WildsMetric({name: scenario.classes_in(name) for name in streams}, scenario.n_outputs)
-        with warnings.catch_warnings(action="ignore"):
-            evaluator = EvaluationPlugin(metric, collect_all=False)
-        strategy = build_strategy(spec, scenario, evaluator)
-        for plugin in strategy.plugins:
-            if isinstance(plugin, NetworkPlugin):
-                plugin.prepare(strategy, scenario.train_stream[0])
-        saved = torch.load(directory / "snapshot.pt", map_location=strategy.device, weights_only=True)
-        strategy.model.load_state_dict(saved["model"])
-        for name, stream in streams.items():
-            strategy.eval(stream)
-            rows.append((spec.strategy, spec.seed, name, *vars(metric.result()[name]).values()))
-    with (out / "wilds.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("strategy", "seed", "stream", "accuracy", "macro_recall", "macro_f1"))
-        writer.writerows(rows)
+def wilds_table(runs: list[Run]) -> str:
+    """What the final networks score on whole test splits, as WILDS does it: means over finished seeds, as text."""
     lines = ["the final networks on whole test splits, as WILDS scores them, means over seeds"]
     lines.append(f"{'strategy':<24}{'same cameras':>26}{'other cameras':>28}")
     lines.append(" " * 24 + f"{'acc':>10}{'recall':>8}{'F1':>8}" + f"{'acc':>12}{'recall':>8}{'F1':>8}")
-    for strategy_name in dict.fromkeys(spec.strategy for spec in finished):
+    for strategy in dict.fromkeys(run.strategy for run in runs):
+        finished = [run for run in runs if run.strategy == strategy and run.finished]
         cells = []
-        for name in ("test", "ood"):
-            scores = torch.tensor([row[3:] for row in rows if (row[0], row[2]) == (strategy_name, name)])
-            cells += [f"{score:8.3f}" for score in scores.mean(0).tolist()]
-        lines.append(f"{strategy_name:<24}  {''.join(cells[:3])}    {''.join(cells[3:])}")
+        for stream in ("test", "ood"):
+            for score in ("accuracy", "macro_recall", "macro_f1"):
+                series = [run.series(f"stream_{score}", stream) for run in finished]
+                cells.append(f"{fmean(of_run[max(of_run)] for of_run in series):8.3f}" if series else f"{'-':>8}")
+        lines.append(f"{strategy:<24}  {''.join(cells[:3])}    {''.join(cells[3:])}")
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from plasticity_cl.experiments.build import build_scenario
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.directory import run_directory
 from plasticity_cl.experiments.spec import Machine, RunSpec, check
+from plasticity_cl.report import write_report
 from plasticity_cl.scenarios import IWildCam
 from plasticity_cl.scenarios.camera_traps import write_camera_traps
 from plasticity_cl.scenarios.wilds_groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
@@ -546,6 +547,14 @@ def test_a_run_on_camera_traps_separates_plasticity_from_forgetting(traps, tmp_p
         for metric in ("plasticity_loss", "forgetting", "total"):
             found = {int(r["experience"]) for r in rows if (r["metric"], r["stream"]) == (metric, stream)}
             assert found == set(range(length))
+    for stream in ("test", "ood"):
+        for score in ("accuracy", "macro_recall", "macro_f1"):
+            (whole,) = [r for r in rows if (r["metric"], r["stream"]) == (f"stream_{score}", stream)]
+            assert int(whole["experience"]) == length - 1
+            assert 0 <= float(whole["value"]) <= 1
+    page = write_report(tmp_path).read_text()
+    assert "Other measures on data out of distribution" in page
+    assert "stream macro f1" in page
 
 
 @pytest.mark.parametrize(

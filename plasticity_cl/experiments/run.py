@@ -20,6 +20,8 @@ from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
 from plasticity_cl.experiments.spec import Machine, RunSpec
 from plasticity_cl.metrics import SeparationMetric, landscape_metrics, mechanism_metrics, plasticity_metrics
+from plasticity_cl.metrics.wilds import WildsMetric
+from plasticity_cl.scenarios.iwildcam import WildsScenario
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.training import SupervisedTemplate
 
@@ -64,7 +66,7 @@ def run(
 ) -> str:
     """Train one strategy on one stream and write its run directory.
 
-    After experience k, experiences k - 1 and k are evaluated on the training and the test stream; at the end, both
+    After experience k, experiences k - 1 and k are evaluated on the training and the test stream; at the end, all
     streams as a whole: the cost is linear in the length of the stream.
 
     Args:
@@ -91,6 +93,10 @@ def run(
         separation, *others = plasticity_metrics(reference=fresh, threshold=spec.threshold)
         assert isinstance(separation, SeparationMetric)
         others += _DIAGNOSTICS[spec.diagnostics]()
+        if isinstance(scenario, WildsScenario):
+            others.append(
+                WildsMetric({name: scenario.classes_in(name) for name in ("test", "ood")}, scenario.n_outputs)
+            )
         tensorboard = TensorboardLogger(directory / "tensorboard")
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
         evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
@@ -108,7 +114,9 @@ def run(
     return state
 
 
-def _train(spec: RunSpec, scenario: InMemoryScenario, strategy: SupervisedTemplate, tick: Callable[[], None]) -> None:
+def _train(
+    spec: RunSpec, scenario: InMemoryScenario | WildsScenario, strategy: SupervisedTemplate, tick: Callable[[], None]
+) -> None:
     streams = (scenario.train_stream, scenario.test_stream)
     for k, experience in enumerate(scenario.train_stream):
         for stream in streams:
@@ -121,7 +129,7 @@ def _train(spec: RunSpec, scenario: InMemoryScenario, strategy: SupervisedTempla
         for stream in streams:
             strategy.eval(stream[max(k - 1, 0) : k + 1])
         tick()
-    for stream in streams:
+    for stream in scenario.streams.values():
         strategy.eval(stream)
 
 

@@ -223,7 +223,7 @@ def _other_measures(comparison: Comparison, look: Mapping[str, Look]) -> str:
     finished = {name: [run for run in runs if run.finished] for name, runs in comparison.strategies.items()}
     measured = {(metric, stream) for runs in finished.values() for run in runs for metric, stream, _ in run.values}
     tables = []
-    for stream in (*comparison.streams, ""):
+    for stream in (*SPLITS, ""):
         metrics = sorted(metric for metric, of_stream in measured if of_stream == stream and metric not in _SEPARATION)
         rows = {}
         for name, runs in finished.items():

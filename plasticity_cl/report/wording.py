@@ -11,7 +11,7 @@ from plasticity_cl.report.statistics import Estimate, Summary, paired_difference
 # Below this a difference of scores is called nothing: a hundredth of accuracy, or of R2.
 NEGLIGIBLE = 0.01
 
-SPLITS = {"train": "training data", "test": "test data"}
+SPLITS = {"train": "training data", "test": "test data", "ood": "data out of distribution"}
 
 
 def number(value: float, digits: int = 2) -> str:
