@@ -15,6 +15,7 @@ from plasticity_cl.metrics.fresh import FreshFactory, FreshNetworks
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import Score, score_for
 from plasticity_cl.metrics.separation import Separation, separate
+from plasticity_cl.training.deferred import Losses
 
 NAN = float("nan")
 Reference = Mapping[str, Sequence[float]] | FreshFactory
@@ -29,6 +30,8 @@ def predictions(strategy: Any) -> Tensor:
 
 class ExperienceScore(PluginMetric):  # type: ignore[misc]
     """Accuracy or R2 of the evaluated experience, whatever its targets call for."""
+
+    takes_only_the_batch = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +76,8 @@ class SeparationMetric(PluginMetric):  # type: ignore[misc]
         reference: S_k as a mapping from stream name to one score an experience; or a factory of fresh networks, which
             are then trained as the run goes on, at the price of a second training; or nothing.
     """
+
+    takes_only_the_batch = True
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__()
@@ -224,6 +229,8 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
         UserError: If the threshold is above 1, which no score reaches.
     """
 
+    takes_only_the_batch = True
+
     def __init__(self, threshold: float = 0.9) -> None:
         super().__init__()
         if threshold > 1:
@@ -236,8 +243,7 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
         self._curve: list[Score] = []
         self._steps: list[int] = []
         self._score: Score | None = None
-        self._loss: Tensor | float = 0.0
-        self._seen = 0
+        self._losses = Losses()
 
     def result(self) -> list[float]:
         """The learning curve of the current experience so far, one score a finished epoch."""
@@ -249,9 +255,8 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
 
     def before_training_epoch(self, strategy: Any) -> None:
         """Start an epoch."""
-        self._score, self._loss, self._seen = None, 0.0, 0
+        self._score, self._losses = None, Losses()
 
-    @torch.no_grad()
     def after_training_iteration(self, strategy: Any) -> None:
         """Take in a batch, without waiting for the device."""
         target = strategy.mb_y
@@ -259,9 +264,10 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
             self._score = score_for(target)
         self._score.update(predictions(strategy), target)
         loss = getattr(strategy, "task_loss", None)
-        loss = strategy.criterion().detach() if loss is None else loss
-        self._loss = self._loss + loss * len(target)
-        self._seen += len(target)
+        if loss is None:
+            with torch.no_grad():
+                loss = strategy.criterion()
+        self._losses.add(loss, len(target))
 
     def after_training_epoch(self, strategy: Any) -> None:
         """Close an epoch."""
@@ -275,7 +281,9 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
         k, curve = strategy.experience.current_experience, self.result()
         area = sum(curve) / len(curve) if curve else NAN
         steps = next((step for step, score in zip(self._steps, curve, strict=True) if score >= self._threshold), NAN)
-        loss = float(self._loss) / self._seen if self._seen else NAN
+        losses = self._losses.take()
+        seen = sum(size for _, size in losses)
+        loss = sum(loss * size for loss, size in losses) / seen if seen else NAN
         return [
             Scalar(self, "plasticity", "area_under_learning_curve", area, k, stream="train"),
             Scalar(self, "plasticity", "steps_to_threshold", steps, k, stream="train"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.training.deferred import Hits, compare
 
 
 class Score(Protocol):
@@ -24,23 +25,32 @@ class Accuracy:
     """The share of samples whose largest output is their class."""
 
     def __init__(self) -> None:
-        self._correct: Tensor | float = 0.0
-        self._seen = 0
+        self._hits = Hits()
+        self._correct = self._seen = 0
 
-    @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
         """Take in a batch.
 
         Args:
             output: ``[b, C]`` logits.
             target: ``[b]`` classes.
+
+        Raises:
+            UserError: If the shapes are others.
         """
-        self._correct = self._correct + (output.argmax(1) == target).sum()
-        self._seen += len(target)
+        hits = compare(output, target)
+        if hits is None:
+            raise UserError(
+                f"outputs {list(output.shape)} do not give one class for each of {list(target.shape)} targets"
+            )
+        self._hits.add(hits, len(target))
 
     def result(self) -> float:
         """Correct over seen, in [0, 1]."""
-        return float(self._correct) / self._seen if self._seen else float("nan")
+        for hits, size in self._hits.take():
+            self._correct += hits
+            self._seen += size
+        return self._correct / self._seen if self._seen else float("nan")
 
 
 class R2:

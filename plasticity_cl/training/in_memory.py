@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from avalanche.benchmarks import DatasetExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
+from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups, TransformGroups
+from avalanche.benchmarks.utils.transforms import TupleTransform
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
+from plasticity_cl.training.augmentation import CropFlip
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -29,9 +32,11 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         permutation: ``[C * H * W]``: position ``j`` of a sample shows what stood at ``permutation[j]``.
         mean: Per-channel mean, in units of [0, 1], that uint8 images are standardised with.
         std: Per-channel standard deviation, likewise.
+        augmentation: What training does to images anew in every epoch; evaluation sees them as they are.
 
     Raises:
-        UserError: If the experience holds no sample, or another number of targets than of inputs.
+        UserError: If the experience holds no sample, or another number of targets than of inputs; if there is
+            something to augment that is no image.
     """
 
     def __init__(
@@ -43,13 +48,20 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         permutation: Tensor | None = None,
         mean: Tensor | None = None,
         std: Tensor | None = None,
+        augmentation: CropFlip | None = None,
     ) -> None:
         size = len(inputs) if indices is None else len(indices)
         if size == 0:
             raise UserError("an experience is empty: ask for more samples, or for fewer experiences")
         if len(targets) != size:
             raise UserError(f"{size} inputs but {len(targets)} targets: give one target for each input")
+        if augmentation is not None and (inputs.dim() != 4 or permutation is not None):
+            raise UserError(
+                f"augmentation needs images [N, C, H, W] with their pixels in place, got {list(inputs.shape)}"
+                + (" with a permutation" if permutation is not None else "")
+            )
         self.inputs, self.targets, self.indices, self.permutation = inputs, targets, indices, permutation
+        self.augmentation = augmentation
         self.mean = torch.empty(0) if mean is None else mean
         self.std = torch.empty(0) if std is None else std
 
@@ -60,26 +72,34 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         inputs, targets = self.batch(torch.tensor([index]))
         return inputs[0], targets[0]
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gather a batch.
 
         Args:
             rows: ``[b]`` int64 positions within the experience.
+            drawn: What ``augmentation`` drew for these samples; they are not augmented when ``None``.
 
         Returns:
             Float inputs ``[b, ...]`` and targets ``[b]`` or ``[b, d]``.
         """
         if rows.device != self.targets.device:
             rows = rows.to(self.targets.device)
-        inputs = self.inputs[rows if self.indices is None else self.indices[rows]]
+        inputs = self.inputs.index_select(0, rows if self.indices is None else self.indices[rows])
+        if drawn is not None:
+            assert self.augmentation is not None
+            inputs = self.augmentation.apply(inputs, drawn.to(inputs.device))
         if inputs.dtype == torch.uint8:
             inputs = to_float(inputs, self.mean, self.std)
         if self.permutation is not None:
             inputs = inputs.flatten(1)[:, self.permutation].view_as(inputs)
-        return inputs, self.targets[rows]
+        return inputs, self.targets.index_select(0, rows)
 
     def to(self, device: torch.device) -> Samples:
-        """The same samples on ``device``; itself when they are there already."""
+        """The same samples on ``device``; itself when they are there already.
+
+        Inputs that many experiences share are moved once, and the copy goes when the original goes.
+        """
+        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or whichever is the current one
         if self.targets.device == device and self.inputs.device == device:
             return self
 
@@ -87,13 +107,46 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
             return None if tensor is None else tensor.to(device)
 
         return Samples(
-            self.inputs.to(device),
+            _shared_copy(self.inputs, device),
             self.targets.to(device),
             indices=move(self.indices),
             permutation=move(self.permutation),
             mean=self.mean.to(device),
             std=self.std.to(device),
+            augmentation=self.augmentation,
         )
+
+    def augmented(self, augmentation: CropFlip | None) -> Samples:
+        """The same samples with an augmentation; without any when ``None``."""
+        return Samples(
+            self.inputs,
+            self.targets,
+            indices=self.indices,
+            permutation=self.permutation,
+            mean=self.mean,
+            std=self.std,
+            augmentation=augmentation,
+        )
+
+
+# From the tensor that owns the memory to its last copies, one a device; an entry goes with its tensor.
+_copies: MutableMapping[Tensor, dict[torch.device, tuple[object, Tensor]]] = WeakTensorKeyDictionary()
+
+
+def _shared_copy(inputs: Tensor, device: torch.device) -> Tensor:
+    """``inputs`` on ``device``, moved once as long as they are the same.
+
+    Each experience may bring a new view of one tensor: what counts is the memory that it shows, and that nobody has
+    written to it since.
+    """
+    if inputs.device == device or inputs.is_inference():
+        return inputs.to(device)
+    owner = inputs if inputs._base is None else inputs._base
+    shown = (inputs._version, inputs.dtype, inputs.shape, inputs.stride(), inputs.storage_offset())
+    copies = _copies.setdefault(owner, {})
+    if device not in copies or copies[device][0] != shown:
+        copies[device] = (shown, inputs.to(device))
+    return copies[device][1]
 
 
 class _Integers(Sequence[int]):
@@ -116,7 +169,11 @@ class InMemoryExperience(DatasetExperience):  # type: ignore[misc]
         attributes = []
         if not samples.targets.is_floating_point():
             attributes.append(DataAttribute(_Integers(samples.targets), "targets"))
-        super().__init__(dataset=AvalancheDataset([samples], data_attributes=attributes))
+        transforms = None
+        if samples.augmentation is not None:
+            transforms = TransformGroups({"train": (_AugmentOne(samples), None), "eval": None})
+        dataset = AvalancheDataset([samples], data_attributes=attributes, transform_groups=transforms)
+        super().__init__(dataset=dataset)
         self.samples = samples
 
     @property
@@ -127,28 +184,55 @@ class InMemoryExperience(DatasetExperience):  # type: ignore[misc]
         return self.samples.targets.unique().tolist()  # type: ignore[no-untyped-call, no-any-return]
 
 
+class _AugmentOne:
+    """The augmentation of ``samples`` for one image at a time, as Avalanche's data sets apply it: after conversion."""
+
+    def __init__(self, samples: Samples) -> None:
+        assert samples.augmentation is not None
+        self._augmentation = samples.augmentation
+        fill = torch.full((samples.inputs.shape[1], 1, 1), samples.augmentation.fill).to(samples.inputs.dtype)
+        self._fill = to_float(fill, samples.mean.cpu(), samples.std.cpu())
+
+    def __call__(self, image: Tensor) -> Tensor:
+        drawn = self._augmentation.draw(1).to(image.device)
+        return self._augmentation.apply(image[None], drawn, self._fill)[0]
+
+
 def samples_of(dataset: AvalancheDataset) -> Samples | None:
     """Find the :class:`Samples` that ``dataset`` shows as they are.
 
     Returns:
         ``None`` where the data set is anything else: a subset, a concatenation, or one with transforms of its own.
-        Batches gathered from tensors would then differ from what the data set holds.
+        Batches gathered from tensors would then differ from what the data set holds. An augmentation is that of the
+        samples where the data set is set to training, and gone where it is set to evaluation.
     """
-    flat: Any = getattr(dataset, "_flat_data", None)
-    if flat is None or len(flat._datasets) != 1 or flat._indices is not None:
+    if any(attribute.use_in_getitem for attribute in getattr(dataset, "_data_attributes", {}).values()):
         return None
-    if any(attribute.use_in_getitem for attribute in dataset._data_attributes.values()):
-        return None
-    if not all(isinstance(g, EmptyTransformGroups) for g in (flat._transform_groups, flat._frozen_transform_groups)):
-        return None
-    return flat._datasets[0] if isinstance(flat._datasets[0], Samples) else None
+    inner: Any = getattr(dataset, "_flat_data", None)
+    augmented = False
+    while inner is not None and not isinstance(inner, Samples):
+        if len(getattr(inner, "_datasets", ())) != 1 or inner._indices is not None:
+            return None
+        for groups in (inner._transform_groups, inner._frozen_transform_groups):
+            transform = None if isinstance(groups, EmptyTransformGroups) else groups[groups.current_group]
+            if isinstance(transform, TupleTransform) and isinstance(transform.transforms[0], _AugmentOne):
+                augmented = True
+            elif transform is not None:
+                return None
+        inner = inner._datasets[0]
+    if inner is None or augmented or inner.augmentation is None:
+        return inner
+    return inner.augmented(None)
 
 
 class SamplesLoader:
     """Batches gathered from tensors, in the order that PyTorch's ``DataLoader`` would give them.
 
     Each pass draws from torch's global generator exactly what a ``DataLoader`` draws (its base seed and, when it
-    shuffles, the sampler's seed), so that a run gives the same weights with either.
+    shuffles, the sampler's seed), so that a run gives the same weights with either. Where the samples are augmented it
+    draws one more seed.
+
+    Many batches are gathered at a time, and then cut: a batch alone would cost several times what it holds.
 
     Args:
         samples: What to gather from, on the device of the training.
@@ -166,12 +250,38 @@ class SamplesLoader:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         torch.empty((), dtype=torch.int64).random_()
-        size = len(self.samples)
-        if self.shuffle:
-            seed = int(torch.empty((), dtype=torch.int64).random_().item())
-            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        else:
-            order = torch.arange(size)
-        order = order.to(self.samples.targets.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield list(self.samples.batch(order[start : start + self.batch_size]))
+        samples, size = self.samples, len(self.samples)
+        order = torch.randperm(size, generator=_drawn_generator()) if self.shuffle else torch.arange(size)
+        drawn = None
+        if samples.augmentation is not None:
+            drawn = samples.augmentation.draw(size, _drawn_generator()).to(samples.targets.device)
+        order = order.to(samples.targets.device)
+        together = self.batch_size * self._batches_together()
+        stop = min(len(self) * self.batch_size, size)
+        for start in range(0, stop, together):
+            chunk = slice(start, min(start + together, stop))
+            inputs, targets = samples.batch(order[chunk], None if drawn is None else drawn[chunk])
+            # Not `split`: its parts count as views of one tensor, which may not be changed in place one by one.
+            parts = zip(inputs.unsafe_split(self.batch_size), targets.unsafe_split(self.batch_size), strict=True)
+            yield from map(list, parts)
+
+    def _batches_together(self) -> int:
+        inputs, targets = self.samples.inputs[0], self.samples.targets[0]
+        per_sample = [inputs.numel() * (4 if inputs.dtype == torch.uint8 else inputs.element_size())]
+        if targets.is_floating_point():
+            per_sample.append(targets.numel() * targets.element_size())
+        # Each batch must start where a tensor of its own would: kernels may round otherwise where memory is aligned
+        # otherwise.
+        if any(self.batch_size * size % _ALIGNMENT for size in per_sample):
+            return 1
+        limit = _CHUNK_BYTES["cpu" if inputs.device.type == "cpu" else "other"]
+        return max(1, limit // (self.batch_size * per_sample[0]))
+
+
+_ALIGNMENT = 64
+_CHUNK_BYTES = {"cpu": 2**20, "other": 2**26}
+
+
+def _drawn_generator() -> torch.Generator:
+    """A generator of its own, with a seed drawn from torch's global one."""
+    return torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))

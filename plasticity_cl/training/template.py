@@ -1,27 +1,36 @@
-"""A drop-in for Avalanche's supervised template that trains in-memory streams at nearly the speed of a bare loop."""
+"""A drop-in for Avalanche's supervised template that trains in-memory streams at the speed of a bare loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from plasticity_cl.training.accelerate import Accelerator
+from plasticity_cl.training.hooks import Hooks
 from plasticity_cl.training.in_memory import SamplesLoader, samples_of
 
-_ITERATION_EVENTS = (
+_STEP_EVENTS = (
     *("before_training_iteration", "before_forward", "after_forward", "before_backward", "after_backward"),
     *("before_update", "after_update", "after_training_iteration"),
     *("before_eval_iteration", "before_eval_forward", "after_eval_forward", "after_eval_iteration"),
 )
-_EMPTY = frozenset({"BaseSGDPlugin", "BasePlugin", "SupervisedPlugin", "PluginMetric", "BaseLogger"})
+_OTHER_EVENTS = (
+    *("before_training", "before_train_dataset_adaptation", "after_train_dataset_adaptation", "before_training_epoch"),
+    *("after_training_epoch", "after_training_exp", "after_training", "before_eval", "before_eval_dataset_adaptation"),
+    *("after_eval_dataset_adaptation", "after_eval_exp", "after_eval"),
+)
 
 
 def _caller(event: str) -> Callable[..., None]:
     def call(self: SupervisedTemplate, **kwargs: Any) -> None:
-        self._call_plugins(event, **kwargs)
+        self._call_plugins(event, kwargs)
 
     return call
 
@@ -30,12 +39,67 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
     """Avalanche's ``SupervisedTemplate`` with batches gathered from tensors and only overridden hooks called.
 
     It takes the same arguments, gives bit-identical weights, and runs any plugin. Where a data set is not plainly in
-    memory (transforms, subsets, replay), where the loader is asked for workers, and where a plugin brings a loader of
-    its own, it does exactly what Avalanche does.
+    memory (transforms, subsets, replay), where the loader is asked for workers, where data have task labels, and where
+    a plugin brings a loader of its own, it does exactly what Avalanche does.
+
+    Avalanche's accuracy and loss of an epoch, an experience or a stream get the same values without waiting for the
+    device at each batch. Between its steps the loss is detached from the graph that it came out of, which the backward
+    pass has used up.
+
+    Args:
+        model: The network.
+        optimizer: Made from the model's parameters.
+        criterion: Loss function of output and target; cross-entropy when ``None``.
+        train_mb_size: Samples in a batch of training.
+        train_epochs: Passes over each experience.
+        eval_mb_size: Samples in a batch of evaluation; as in training when ``None``.
+        device: Where to train.
+        plugins: Any plugins of Avalanche's or of ours.
+        evaluator: Metrics and loggers.
+        eval_every: Epochs or iterations between evaluations during training; 0 for one at the end, -1 for none.
+        peval_mode: ``epoch`` or ``iteration``, what ``eval_every`` counts.
+        accelerate: Compile the network and fuse the optimizer's step, where a trial shows that the results stay the
+            same to the last bit; see :class:`~plasticity_cl.training.accelerate.Accelerator`. It compiles for some
+            seconds when training begins, which only large networks and long runs repay.
+        **base_kwargs: What further bases of a subclass take.
     """
 
     task_loss: Tensor
     """The loss of the current batch as the criterion gave it: no penalty of a plugin is in it."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        accelerate: bool = False,
+        **base_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **base_kwargs,
+        )
+        self._accelerator = Accelerator() if accelerate else None
+        self._hooks = Hooks(self.plugins)
 
     def make_train_dataloader(
         self, num_workers: int = 0, shuffle: bool = True, drop_last: bool = False, **kwargs: Any
@@ -57,54 +121,113 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
         else:
             self.dataloader = SamplesLoader(samples.to(self.device), self.eval_mb_size, shuffle=False)
 
+    def forward(self) -> Any:
+        """The model's output for the current batch."""
+        if not isinstance(self.dataloader, SamplesLoader):
+            return super().forward()
+        if self._accelerator is not None and self.is_training:
+            return self._accelerator.forward(self.model, self.mb_x)
+        return self.model(self.mb_x)
+
     def criterion(self) -> Tensor:
         """The loss of the current batch, kept as ``task_loss`` before any plugin adds to it."""
-        loss: Tensor = super().criterion()
+        loss: Tensor = self._criterion(self.mb_output, self.mb_y)
         self.task_loss = loss.detach()
         return loss
 
+    def training_epoch(self, **kwargs: Any) -> None:
+        """One pass over ``self.dataloader``, step by step as in Avalanche."""
+        if not self._gathers():
+            super().training_epoch(**kwargs)
+            return
+        call = self._call_plugins
+        own_backward = self._is_own("backward")
+        for batch in self.dataloader:
+            self.mbatch = batch
+            if self._stop_training:
+                break
+            acting = self._acting()
+            if acting["before_training_iteration"]:
+                acting = call("before_training_iteration", kwargs)
+            self.optimizer.zero_grad()
+            # Avalanche adds the criterion to a tensor of zeros, which costs as much as a small layer. Nobody can tell
+            # unless a hook looks at the loss before the backward pass.
+            seen = acting["before_forward"] or acting["after_forward"] or acting["before_backward"] or not own_backward
+            if seen:
+                self.loss = self._make_empty_loss()
+                call("before_forward", kwargs)
+            self.mb_output = self.forward()
+            if seen:
+                call("after_forward", kwargs)
+            loss = self.criterion()
+            if seen or loss.dtype != torch.float32 or loss.dim() > 0:
+                if not seen:
+                    self.loss = self._make_empty_loss()
+                self.loss += loss
+                call("before_backward", kwargs)
+                self.backward()
+            else:
+                self.loss = loss
+                self.backward()
+                self.loss = loss.detach().view(1).clone()
+            if acting["after_backward"]:
+                acting = call("after_backward", kwargs)
+            if acting["before_update"]:
+                acting = call("before_update", kwargs)
+            self.optimizer_step()
+            if acting["after_update"]:
+                acting = call("after_update", kwargs)
+            call("after_training_iteration", kwargs)
+
+    def eval_epoch(self, **kwargs: Any) -> None:
+        """One pass over ``self.dataloader`` in evaluation, step by step as in Avalanche."""
+        if not self._gathers():
+            super().eval_epoch(**kwargs)
+            return
+        call = self._call_plugins
+        for batch in self.dataloader:
+            self.mbatch = batch
+            acting = self._acting()
+            if acting["before_eval_iteration"]:
+                acting = call("before_eval_iteration", kwargs)
+            if acting["before_eval_forward"]:
+                acting = call("before_eval_forward", kwargs)
+            self.mb_output = self.forward()
+            if acting["after_eval_forward"]:
+                call("after_eval_forward", kwargs)
+            self.loss = self.criterion()
+            call("after_eval_iteration", kwargs)
+
+    def _gathers(self) -> bool:
+        """Whether the steps may be taken here: batches are gathered, and no subclass has its own way with one."""
+        return isinstance(self.dataloader, SamplesLoader) and all(map(self._is_own, _STEP_PARTS))
+
+    def _is_own(self, method: str) -> bool:
+        return method not in vars(self) and getattr(type(self), method) is getattr(SupervisedTemplate, method)
+
+    def _acting(self) -> Hooks:
+        if not self._hooks.current(self.plugins):
+            self._hooks = Hooks(self.plugins)
+        return self._hooks
+
+    def _call_plugins(self, event: str, kwargs: dict[str, Any]) -> Hooks:
+        """Call the hooks of ``event``; gives the hooks as they are afterwards."""
+        hooks = self._acting()
+        for hook in hooks[event]:
+            hook(self, **kwargs)
+        if self.plugins != hooks.plugins:
+            # Avalanche goes through the list itself: whoever came in behind during this very event is called as well.
+            for plugin in self.plugins[len(hooks.plugins) :]:
+                if hasattr(plugin, event):
+                    getattr(plugin, event)(self, **kwargs)
+        return self._acting()
+
     def _before_training_exp(self, **kwargs: Any) -> None:
-        self._known_plugins = []
         super()._before_training_exp(**kwargs)
-
-    def _before_eval(self, **kwargs: Any) -> None:
-        self._known_plugins = []
-        super()._before_eval(**kwargs)
-
-    def _call_plugins(self, event: str, **kwargs: Any) -> None:
-        # Comparing two short lists by identity is what noticing a plugin added in mid-run costs.
-        if self.plugins != self._known_plugins:
-            self._known_plugins = list(self.plugins)
-            self._callbacks = {name: [p for p in self.plugins if _acts(p, name)] for name in _ITERATION_EVENTS}
-        for plugin in self._callbacks[event]:
-            getattr(plugin, event)(self, **kwargs)
-
-    _known_plugins: list[Any] = []  # noqa: RUF012 - replaced, never changed in place
-    _callbacks: dict[str, list[Any]]
-
-    _before_training_iteration = _caller("before_training_iteration")
-    _before_forward = _caller("before_forward")
-    _after_forward = _caller("after_forward")
-    _before_backward = _caller("before_backward")
-    _after_backward = _caller("after_backward")
-    _before_update = _caller("before_update")
-    _after_update = _caller("after_update")
-    _after_training_iteration = _caller("after_training_iteration")
-    _before_eval_iteration = _caller("before_eval_iteration")
-    _before_eval_forward = _caller("before_eval_forward")
-    _after_eval_forward = _caller("after_eval_forward")
-    _after_eval_iteration = _caller("after_eval_iteration")
+        if self._accelerator is not None and isinstance(self.dataloader, SamplesLoader):
+            self._accelerator.prepare(self.model, self.optimizer, self._criterion, self.dataloader)
 
 
-def _acts(plugin: Any, event: str) -> bool:
-    """Whether ``plugin`` does anything at ``event``: Avalanche's base classes have an empty method for every event."""
-    if isinstance(plugin, EvaluationPlugin):
-        return any(_is_overridden(part, event) for part in (*plugin.metrics, *plugin.loggers))
-    return _is_overridden(plugin, event)
-
-
-def _is_overridden(part: Any, event: str) -> bool:
-    method = getattr(type(part), event, None)
-    if method is None or event in getattr(part, "__dict__", {}):
-        return hasattr(part, event)
-    return method.__qualname__.split(".")[0] not in _EMPTY
+for _event in (*_STEP_EVENTS, *_OTHER_EVENTS):
+    setattr(SupervisedTemplate, f"_{_event}", _caller(_event))
+_STEP_PARTS = ("_unpack_minibatch", "_make_empty_loss", *(f"_{event}" for event in _STEP_EVENTS))

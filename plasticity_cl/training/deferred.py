@@ -1,0 +1,201 @@
+"""Accuracy and loss whose sums wait: a batch costs a comparison, and the device is waited for when a value is read."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+from weakref import ref
+
+import torch
+from avalanche.evaluation.metrics.accuracy import Accuracy, EpochAccuracy, ExperienceAccuracy, StreamAccuracy
+from avalanche.evaluation.metrics.loss import EpochLoss, ExperienceLoss, LossMetric, StreamLoss
+from torch import Tensor
+
+DEFERRABLE = frozenset({EpochAccuracy, ExperienceAccuracy, StreamAccuracy, EpochLoss, ExperienceLoss, StreamLoss})
+"""Avalanche's metrics that emit nothing after a batch and look at nothing but the batch."""
+
+_TOGETHER = 64
+
+
+_compared: tuple[Any, Any, int, int, Tensor] = (lambda: None, lambda: None, 0, 0, torch.empty(0))
+
+
+def compare(output: Tensor, target: Tensor) -> Tensor | None:
+    """Where the largest output is the class; worked out once for all that ask about a batch one after the other.
+
+    Args:
+        output: ``[b, C]`` logits.
+        target: ``[b]`` classes.
+
+    Returns:
+        ``[b]`` bool; ``None`` for tensors of other shapes.
+    """
+    global _compared
+    of_output, of_target, version, target_version, hits = _compared
+    if (
+        of_output() is output
+        and of_target() is target
+        and output._version == version
+        and target._version == target_version
+    ):
+        return hits
+    if output.dim() != 2 or target.dim() != 1 or not output.shape[0] == target.shape[0] > 0:
+        return None
+    hits = output.argmax(1) == target
+    if not output.is_inference() and not target.is_inference():
+        _compared = (ref(output), ref(target), output._version, target._version, hits)
+    return hits
+
+
+class Hits:
+    """Right predictions of each batch, counted many batches at a time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, hits: Tensor, size: int) -> None:
+        """Take in a batch of ``size`` samples: ``[size]`` bool, as :func:`compare` gives them."""
+        self._waiting.append(hits)
+        self._sizes.append(size)
+        if len(self._waiting) == _TOGETHER:
+            self._count()
+
+    def take(self) -> list[tuple[int, int]]:
+        """Right predictions and size of each batch since the last call; waits for the device."""
+        self._count()
+        counts = torch.cat(self._counts).tolist() if self._counts else []
+        taken = list(zip(counts, self._sizes, strict=True))
+        self._counts, self._sizes = [], []
+        return taken
+
+    def _count(self) -> None:
+        for _, batches in groupby(self._waiting, lambda hits: hits.shape):
+            self._counts.append(torch.stack(list(batches)).sum(1))
+        self._waiting = []
+
+
+class Losses:
+    """The loss of each batch, read from the device many batches at a time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, loss: Tensor, size: int) -> None:
+        """Take in the loss of a batch of ``size`` samples, one number in a tensor of any shape."""
+        self._waiting.append(loss.detach() if loss.requires_grad else loss)
+        self._sizes.append(size)
+        if len(self._waiting) == _TOGETHER:
+            self._stack()
+
+    def take(self) -> list[tuple[float, int]]:
+        """Loss and size of each batch since the last call; waits for the device."""
+        self._stack()
+        values = [value for stacked in self._values for value in stacked.tolist()]
+        taken = list(zip(values, self._sizes, strict=True))
+        self._values, self._sizes = [], []
+        return taken
+
+    def _stack(self) -> None:
+        # Batches of several kinds of tensor in one sum are possible, and worth one more line.
+        for _, losses in groupby(self._waiting, lambda loss: (loss.dtype, loss.shape, loss.device)):
+            self._values.append(torch.stack(list(losses)).flatten())
+        self._waiting = []
+
+
+class DeferredAccuracy(Accuracy):  # type: ignore[misc]
+    """Avalanche's accuracy, to the last bit, from :class:`Hits`.
+
+    Args:
+        original: The metric that it stands in for, with what it has seen.
+    """
+
+    def __init__(self, original: Accuracy) -> None:
+        self._mean_accuracy = original._mean_accuracy
+        self.waiting = Hits()
+
+    def update(self, predicted_y: Tensor, true_y: Tensor) -> None:
+        """Take in a batch, as Avalanche's metric does."""
+        hits = compare(predicted_y, true_y)
+        if hits is not None:
+            self.waiting.add(hits, len(hits))
+        else:
+            self._settle()
+            super().update(predicted_y, true_y)
+
+    def result(self) -> float:
+        """The accuracy over all batches since the last reset."""
+        self._settle()
+        return float(super().result())
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.waiting.take()
+        super().reset()
+
+    def _settle(self) -> None:
+        for hits, size in self.waiting.take():
+            self._mean_accuracy.update(hits / size, size)
+
+
+class DeferredLoss(LossMetric):  # type: ignore[misc]
+    """Avalanche's mean loss, to the last bit, from :class:`Losses`.
+
+    Args:
+        original: The metric that it stands in for, with what it has seen.
+    """
+
+    def __init__(self, original: LossMetric) -> None:
+        self._mean_loss = original._mean_loss
+        self.waiting = Losses()
+
+    def update(self, loss: Tensor, patterns: int) -> None:
+        """Take in a batch, as Avalanche's metric does."""
+        self.waiting.add(loss if loss.numel() == 1 else loss.mean(), patterns)
+
+    def result(self) -> float:
+        """The mean loss over all batches since the last reset."""
+        self._settle()
+        return float(super().result())
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.waiting.take()
+        super().reset()
+
+    def _settle(self) -> None:
+        for loss, size in self.waiting.take():
+            self._mean_loss.update(loss, weight=size)
+
+
+def deferred(metric: Any) -> DeferredAccuracy | DeferredLoss | None:
+    """Make one of :data:`DEFERRABLE` sum up when its value is read; the values are the same.
+
+    Args:
+        metric: A plugin metric of exactly such a class.
+
+    Returns:
+        Its inner metric from now on; ``None`` where it has been given another one and stays as it is.
+    """
+    if type(metric._metric) is Accuracy:
+        metric._metric = DeferredAccuracy(metric._metric)
+    elif type(metric._metric) is LossMetric and metric._loss is metric._metric:
+        metric._metric = metric._loss = DeferredLoss(metric._metric)
+    return metric._metric if isinstance(metric._metric, DeferredAccuracy | DeferredLoss) else None
+
+
+def take_batch(accuracies: list[DeferredAccuracy], losses: list[DeferredLoss], strategy: Any) -> None:
+    """Give the current batch of ``strategy`` to metrics, as each of them would take it."""
+    output, target, loss = strategy.mb_output, strategy.mb_y, strategy.loss
+    size = target.shape[0]
+    hits = compare(output, target) if accuracies else None
+    for accuracy in accuracies:
+        if hits is None:
+            accuracy.update(output, target)
+        else:
+            accuracy.waiting.add(hits, size)
+    for metric in losses:
+        metric.update(loss, size)
