@@ -10,7 +10,10 @@ their quartiles; the machine may be busy.
 """
 
 import argparse
+import contextlib
 import csv
+import ctypes
+import multiprocessing
 import statistics
 import sys
 import time
@@ -32,7 +35,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.metrics import LearningCurveMetric, SeparationMetric
+from plasticity_cl.metrics import LearningCurveMetric, SeparationMetric, mechanism_metrics
 from plasticity_cl.models import make_model
 from plasticity_cl.scenarios.sources import load_source
 from plasticity_cl.scenarios.stream import InMemoryScenario
@@ -63,8 +66,8 @@ class Setting:
         self.make_model = model
         self.ours, self.naive = self.strategy(SupervisedTemplate), self.strategy(Naive)
 
-    def strategy(self, kind: Any) -> Any:
-        """A strategy around a new network, with metrics on."""
+    def strategy(self, kind: Any, *more: Any) -> Any:
+        """A strategy around a new network, with metrics on, and ``more`` of them."""
         model = self.make_model()
         reference = {"train": [1.0] * LONG_STREAM, "test": [1.0] * LONG_STREAM}
         metrics = [
@@ -72,6 +75,7 @@ class Setting:
             loss_metrics(epoch=True, experience=True, stream=True),
             SeparationMetric(reference),
             LearningCurveMetric(),
+            *more,
         ]
         return kind(
             model=model,
@@ -133,6 +137,19 @@ def _order(n: int) -> Tensor:
     torch.empty((), dtype=torch.int64).random_()
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def keep_memory() -> None:
+    """Have the C library keep what it frees.
+
+    Left to itself it gives large blocks back to the system at some moments and not at others, and faulting them in
+    again costs the CNN anything between nothing and a third of its step, bare loop or not.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3
+        library.mallopt(mmap_threshold, 1 << 30)
+        library.mallopt(trim_threshold, 1 << 30)
 
 
 def clock(device: str, work: Callable[[], Any]) -> float:
@@ -212,32 +229,52 @@ def measure_start_up(setting: Setting) -> tuple[float, float]:
     return ours - loop, naive - loop
 
 
-def measure_flatness(setting: Setting) -> tuple[float, float]:
-    """Time of the experiences before the 200th over that of those from the 10th, and KiB that an experience adds.
-
-    Each is trained on, then evaluated together with the one before it, on both streams. An old and a young strategy
-    take turns for the times.
-    """
+def measure_flatness() -> float:
+    """Time of the last experiences up to the 200th over that of those from the 10th, old and young in turn."""
+    setting = digits_setting(512, 32)
     scenario = setting.stream(LONG_STREAM)
-    old, young = setting.strategy(SupervisedTemplate), setting.strategy(SupervisedTemplate)
-    old.train_epochs = young.train_epochs = 4
+    old, young = (setting.strategy(SupervisedTemplate, mechanism_metrics()) for _ in range(2))
     turns, first = 20, 9
-    memory, ratios = [], []
-
-    def one(strategy: Any, k: int) -> None:
-        strategy.train(scenario.train_stream[k], eval_streams=[])
-        for stream in (scenario.train_stream, scenario.test_stream):
-            strategy.eval(stream[max(k - 1, 0) : k + 1])
-
-    for k in range(LONG_STREAM - turns):
-        one(old, k)
-        memory.append(_resident_kib())
-    for k in range(first):
-        one(young, k)
+    for strategy, length in ((old, LONG_STREAM - turns), (young, first)):
+        for k in range(length):
+            one_of_many(strategy, scenario, k)
+    ratios = []
     for turn in range(turns):
-        aged = clock(setting.device, partial(one, old, LONG_STREAM - turns + turn))
-        ratios.append(aged / clock(setting.device, partial(one, young, first + turn)))
-    return statistics.median(ratios), (memory[-1] - memory[19]) / (len(memory) - 20)
+        aged = clock("cpu", partial(one_of_many, old, scenario, LONG_STREAM - turns + turn))
+        ratios.append(aged / clock("cpu", partial(one_of_many, young, scenario, first + turn)))
+    return statistics.median(ratios)
+
+
+def measure_memory() -> float:
+    """KiB of resident memory that an experience adds, from the 20th to the 200th.
+
+    To be run in a process of its own: in one that has freed memory before, growth would not show.
+    """
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="No loggers specified")
+    setting = digits_setting(512, 32)
+    scenario = setting.stream(LONG_STREAM)
+    strategy = setting.strategy(SupervisedTemplate, mechanism_metrics())
+    memory = []
+    for k in range(LONG_STREAM):
+        one_of_many(strategy, scenario, k)
+        memory.append(_resident_kib())
+    return (memory[-1] - memory[19]) / (len(memory) - 20)
+
+
+def one_of_many(strategy: Any, scenario: InMemoryScenario, k: int) -> None:
+    """Train on experience k, then evaluate it and the one before it on both streams, with the mechanism metrics on."""
+    strategy.train_epochs = 4
+    strategy.train(scenario.train_stream[k], eval_streams=[])
+    for stream in (scenario.train_stream, scenario.test_stream):
+        strategy.eval(stream[max(k - 1, 0) : k + 1])
+
+
+def digits_setting(n: int | None, batch: int) -> Setting:
+    """The first so many digits and the MLP 64-128-128-10."""
+    digits = load_source("digits")
+    inputs, labels = digits.train_inputs.flatten(1)[:n], digits.train_labels[:n]
+    return Setting(lambda: make_model("mlp", (64,), 10, width=128, depth=2, seed=0), inputs, labels, batch, "cpu")
 
 
 def _resident_kib() -> float:
@@ -295,25 +332,21 @@ def write(out: Path, rows: list[Row], others: dict[str, float]) -> None:
 
 
 def on_cpu(turns: int) -> tuple[list[Row], dict[str, float]]:
-    """What the issue asks of a CPU with one thread."""
+    """The digits-size MLP and the small CNN on a CPU with one thread, start-up and flatness."""
     torch.set_num_threads(1)
-    digits = load_source("digits")
-    inputs, labels = digits.train_inputs.flatten(1), digits.train_labels
-
-    def mlp() -> nn.Module:
-        return make_model("mlp", (64,), 10, width=128, depth=2, seed=0)
-
     rows = []
     for batch, target in ((32, 1.15), (128, 1.10)):
-        setting = Setting(mlp, inputs, labels, batch, "cpu")
+        setting = digits_setting(None, batch)
         rows.append(measure_training(f"train, MLP, batch {batch}", setting, 5, turns, target))
         rows.append(measure_evaluation(f"evaluate, MLP, batch {batch}", setting, 10, turns, 1.25))
     images = torch.randn(256, 3, 32, 32, generator=generator("images"))
-    cnn = Setting(lambda: make_model("cnn", (3, 32, 32), 10, seed=0), images, labels[:256], 32, "cpu")
+    labels = torch.randint(10, (256,), generator=generator("labels"))
+    cnn = Setting(lambda: make_model("cnn", (3, 32, 32), 10, seed=0), images, labels, 32, "cpu")
     rows.append(measure_training("train, CNN, batch 32", cnn, 1, max(3, turns // 2), 1.03))
-    short = Setting(mlp, inputs[:32], labels[:32], 32, "cpu")
-    start_up, naive = measure_start_up(short)
-    time_ratio, memory = measure_flatness(Setting(mlp, inputs[:512], labels[:512], 32, "cpu"))
+    start_up, naive = measure_start_up(digits_setting(32, 32))
+    time_ratio = measure_flatness()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        memory = pool.apply(measure_memory)
     return rows, {
         "start-up with evaluation, ms an experience (at most 1.5)": start_up,
         "the same of Naive": naive,
@@ -340,6 +373,7 @@ def on_gpu(turns: int, device: str) -> tuple[list[Row], dict[str, float]]:
 def main() -> None:
     """Measure, print the table, write CSV and figure."""
     warnings.filterwarnings("ignore", message="No loggers specified")
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--turns", type=int, default=15, help="how often the three take turns; at least 2")
