@@ -292,24 +292,33 @@ def ntk_statistics(gram: Tensor) -> NTKStatistics:
     Raises:
         UserError: If ``gram`` is not a finite, symmetric matrix.
     """
-    gram = _checked(gram)
-    closeness, mean_cosine = _diagonal_plus_rank_one(gram)
-    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    return NTKStatistics(**spectrum_scalars(gram), **alignment_scalars(gram))
+
+
+def spectrum_scalars(gram: Tensor) -> dict[str, float]:
+    """The half of :func:`ntk_statistics` that comes from the eigenvalues, by name of the attribute."""
+    values = torch.linalg.eigvalsh(_checked(gram)).flip(0).clamp(min=0)
     top = float(values[0])
+    names = ("effective_rank", "srank", "participation_ratio", "trace_over_top", "condition_number")
     if top == 0:
-        return NTKStatistics(0.0, 0.0, 0.0, 0.0, 1 / _CONDITION_FLOOR, closeness, mean_cosine)
+        return dict(zip(names, (0.0, 0.0, 0.0, 0.0, 1 / _CONDITION_FLOOR), strict=True))
     shares = values / top
     total = shares.sum()
     p = shares / total
-    return NTKStatistics(
-        effective_rank=float(torch.special.entr(p).sum().exp()),
-        srank=float((p.cumsum(0) < 1 - _SRANK_DELTA).sum() + 1),
-        participation_ratio=float(total**2 / shares.square().sum()),
-        trace_over_top=float(total),
-        condition_number=1 / max(float(shares[-1]), _CONDITION_FLOOR),
-        diagonal_plus_rank_one=closeness,
-        mean_cosine=mean_cosine,
+    scalars = (
+        float(torch.special.entr(p).sum().exp()),
+        float((p.cumsum(0) < 1 - _SRANK_DELTA).sum() + 1),
+        float(total**2 / shares.square().sum()),
+        float(total),
+        1 / max(float(shares[-1]), _CONDITION_FLOOR),
     )
+    return dict(zip(names, scalars, strict=True))
+
+
+def alignment_scalars(gram: Tensor) -> dict[str, float]:
+    """The half of :func:`ntk_statistics` that comes from the cosines, by name of the attribute."""
+    closeness, mean_cosine = _diagonal_plus_rank_one(_checked(gram))
+    return {"diagonal_plus_rank_one": closeness, "mean_cosine": mean_cosine}
 
 
 def _checked(gram: Tensor) -> Tensor:

@@ -26,4 +26,4 @@ class PictureLogger(BaseLogger):  # type: ignore[misc]
             if isinstance(value.value, Image):
                 self._directory.mkdir(exist_ok=True)
                 name = value.name.rpartition("/")[2]
-                value.value.save(self._directory / f"{name}-{value.x_plot:04d}.png", compress_level=9)
+                value.value.save(self._directory / f"{name}-{value.x_plot:04d}.png")

@@ -68,10 +68,11 @@ def mechanism_metrics(*, every: int = 1, at: At = "end", probe_size: int = 256) 
     ]
 
 
-def landscape_metrics(*, every: int = 20, at: At = "end") -> list[PluginMetric]:
+def landscape_metrics(*, every: int = 40, at: At = "end") -> list[PluginMetric]:
     """Metrics that cost as much as many steps of training: curvature, trainability, pictures and histograms.
 
-    Each looks at the first experience, every ``every``-th and the last one; see :class:`ProbeMetric`.
+    Each looks at every ``every``-th experience and the last one, curvature and pictures also at the first; see
+    :class:`ProbeMetric`.
 
     Args:
         every: Look at every so many experiences.

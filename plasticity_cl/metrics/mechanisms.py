@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from plasticity_cl.diagnostics import (
     gradient_norm,
     loss_along_gradient,
     max_hessian_eigenvalue,
-    ntk_statistics,
     output_bias_share,
     output_top_direction_share,
     parameter_norm,
@@ -30,6 +28,7 @@ from plasticity_cl.diagnostics import (
     update_ratio,
 )
 from plasticity_cl.diagnostics.norms import LayerValues
+from plasticity_cl.diagnostics.ntk import alignment_scalars, spectrum_scalars
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.pictures import network_picture
 from plasticity_cl.metrics.probe import At, ProbeMetric, first_samples
@@ -201,15 +200,10 @@ class KernelMetric(ProbeMetric):
     def measure(self, strategy: Any) -> Mapping[str, float]:
         """Scalars of both Gram matrices."""
         inputs, targets = first_samples(strategy, self._size)
-        kernel = asdict(ntk_statistics(empirical_ntk(strategy.model, inputs)))
-        gradients = ntk_statistics(
-            empirical_ntk(strategy.model, inputs, kind="loss", targets=targets, loss=strategy._criterion)
-        )
-        names = ("effective_rank", "srank", "participation_ratio", "trace_over_top", "condition_number")
-        return {f"ntk_{name}": kernel[name] for name in names} | {
-            "gradient_mean_cosine": gradients.mean_cosine,
-            "gradient_diagonal_plus_rank_one": gradients.diagonal_plus_rank_one,
-        }
+        kernel = empirical_ntk(strategy.model, inputs)
+        gradients = empirical_ntk(strategy.model, inputs, kind="loss", targets=targets, loss=strategy._criterion)
+        values = {f"ntk_{name}": value for name, value in spectrum_scalars(kernel).items()}
+        return values | {f"gradient_{name}": value for name, value in alignment_scalars(gradients).items()}
 
 
 class CurvatureMetric(ProbeMetric):
@@ -221,7 +215,7 @@ class CurvatureMetric(ProbeMetric):
 
     group = "curvature"
 
-    def __init__(self, size: int = 256, every: int = 20, at: At = "end") -> None:
+    def __init__(self, size: int = 256, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
     def measure(self, strategy: Any) -> Mapping[str, float]:
@@ -237,13 +231,15 @@ class TrainabilityMetric(ProbeMetric):
     Emitted: ``trainability/probe_loss``, the mean loss of the fits on the probe batch, and
     ``trainability/probe_loss_ratio``, over that of the initialisation: above 1 is less trainable than fresh. Outputs
     are classified for class labels and for criteria that encode their targets, and regressed on otherwise; with a
-    fresh Adam at the best of three learning rates. See :func:`~plasticity_cl.diagnostics.trainability`, and
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    fresh Adam at the better of two learning rates, two targets each. See
+    :func:`~plasticity_cl.diagnostics.trainability`, and :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the
+    arguments. The first experience is passed over unless it is due anyway: the initialisation is known.
     """
 
     group = "trainability"
+    looks_at_first = False
 
-    def __init__(self, size: int = 128, every: int = 20, at: At = "end") -> None:
+    def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
     def reset(self) -> None:
@@ -264,7 +260,7 @@ class TrainabilityMetric(ProbeMetric):
         _, targets = first_samples(strategy, 2)
         encoded = hasattr(strategy._criterion, "decode")
         task = "regression" if targets.is_floating_point() and not encoded else "classification"
-        return fit_random_targets(strategy.model, self.probe, task=task).loss
+        return fit_random_targets(strategy.model, self.probe, task=task, learning_rates=(1e-3, 1e-2), n_targets=2).loss
 
 
 class PictureMetric(ProbeMetric):
@@ -281,7 +277,7 @@ class PictureMetric(ProbeMetric):
 
     group = "pictures"
 
-    def __init__(self, size: int = 64, every: int = 20, at: At = "end") -> None:
+    def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
     def measure(self, strategy: Any) -> Mapping[str, float]:

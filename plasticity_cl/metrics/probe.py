@@ -39,6 +39,9 @@ class ProbeMetric(PluginMetric):  # type: ignore[misc]
     group: str
     """First part of the names of what it emits."""
 
+    looks_at_first = True
+    """Whether the first experience is always due."""
+
     def __init__(self, size: int, every: int, at: At) -> None:
         super().__init__()
         if size < 2:
@@ -116,7 +119,7 @@ class ProbeMetric(PluginMetric):  # type: ignore[misc]
         k = strategy.experience.current_experience
         stream: Any = getattr(strategy.experience, "origin_stream", None)
         last = hasattr(stream, "__len__") and k + 1 == len(stream)
-        return k == 0 or (k + 1) % self._every == 0 or last
+        return (k == 0 and self.looks_at_first) or (k + 1) % self._every == 0 or last
 
 
 def first_samples(strategy: Any, size: int) -> tuple[Tensor, Tensor]:
