@@ -10,9 +10,7 @@ their quartiles; the machine may be busy.
 """
 
 import argparse
-import contextlib
 import csv
-import ctypes
 import multiprocessing
 import statistics
 import sys
@@ -32,6 +30,7 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
+from steady_memory import keep_memory
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
@@ -137,19 +136,6 @@ def _order(n: int) -> Tensor:
     torch.empty((), dtype=torch.int64).random_()
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def keep_memory() -> None:
-    """Have the C library keep what it frees.
-
-    Left to itself it gives large blocks back to the system at some moments and not at others, and faulting them in
-    again costs the CNN anything between nothing and a third of its step, bare loop or not.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        trim_threshold, mmap_threshold = -1, -3
-        library.mallopt(mmap_threshold, 1 << 30)
-        library.mallopt(trim_threshold, 1 << 30)
 
 
 def clock(device: str, work: Callable[[], Any]) -> float:
