@@ -76,7 +76,7 @@ class List:
             options = f"; options: {', '.join(entry.options)}" if entry.options else ""
             print(_item(name, entry.help + options))
         print(f"\nsources\n  {', '.join(SOURCES)}\n\nnetworks\n  {', '.join(MODELS)}")
-        print("  imagenet-resnet18, imagenet-resnet50 (torchvision's, for pictures of some size)")
+        print("  imagenet-resnet18, imagenet-resnet50 (torchvision's)")
         print("\nstrategies: finetune, or any of these joined by +, as in layernorm+l2=1e-3")
         for name, component in COMPONENTS.items():
             print(_item(name, component.help))
