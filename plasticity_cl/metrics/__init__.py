@@ -1,6 +1,8 @@
 """Plasticity metrics for Avalanche, beside forgetting: helpers, plugin metrics, and the pure separation."""
 
+from plasticity_cl.metrics.experience_score import ExperienceScore
 from plasticity_cl.metrics.helpers import landscape_metrics, mechanism_metrics, plasticity_metrics
+from plasticity_cl.metrics.learning_curve import LearningCurveMetric
 from plasticity_cl.metrics.mechanisms import (
     CurvatureMetric,
     FeatureMetric,
@@ -11,7 +13,7 @@ from plasticity_cl.metrics.mechanisms import (
     TrainabilityMetric,
     UnitMetric,
 )
-from plasticity_cl.metrics.plasticity import ExperienceScore, LearningCurveMetric, SeparationMetric
+from plasticity_cl.metrics.plasticity import SeparationMetric
 from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import R2, Accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avalanche.evaluation import PluginMetric
 
+from plasticity_cl.metrics.learning_curve import LearningCurveMetric
 from plasticity_cl.metrics.mechanisms import (
     CurvatureMetric,
     FeatureMetric,
@@ -14,7 +15,7 @@ from plasticity_cl.metrics.mechanisms import (
     TrainabilityMetric,
     UnitMetric,
 )
-from plasticity_cl.metrics.plasticity import LearningCurveMetric, Reference, SeparationMetric
+from plasticity_cl.metrics.plasticity import Reference, SeparationMetric
 from plasticity_cl.metrics.probe import At
 
 

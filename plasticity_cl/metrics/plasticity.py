@@ -1,4 +1,4 @@
-"""Plasticity and forgetting as Avalanche metrics: the separation, and how fast each experience was learned."""
+"""The separation of plasticity loss and forgetting as an Avalanche metric."""
 
 from __future__ import annotations
 
@@ -6,54 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from avalanche.evaluation import PluginMetric
-from torch import Tensor
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.metrics.experience_score import NAN, ExperienceScore
 from plasticity_cl.metrics.fresh import FreshFactory, FreshNetworks
 from plasticity_cl.metrics.scalar import Scalar
-from plasticity_cl.metrics.scores import Score, score_for
 from plasticity_cl.metrics.separation import Separation, separate
-from plasticity_cl.training.deferred import Losses
 
-NAN = float("nan")
 Reference = Mapping[str, Sequence[float]] | FreshFactory
-
-
-def predictions(strategy: Any) -> Tensor:
-    """The output of the current batch; decoded where the criterion encodes its targets."""
-    decode = getattr(strategy._criterion, "decode", None)
-    output: Tensor = strategy.mb_output
-    return output if decode is None else decode(output)
-
-
-class ExperienceScore(PluginMetric):  # type: ignore[misc]
-    """Accuracy or R2 of the evaluated experience, whatever its targets call for."""
-
-    takes_only_the_batch = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._score: Score | None = None
-
-    def before_eval_exp(self, strategy: Any) -> None:
-        """Start the score of an experience."""
-        self.reset()
-
-    def after_eval_iteration(self, strategy: Any) -> None:
-        """Take in a batch."""
-        if self._score is None:
-            self._score = score_for(strategy.mb_y)
-        self._score.update(predictions(strategy), strategy.mb_y)
-
-    def result(self) -> float:
-        """The score of the experience evaluated last; NaN before the first."""
-        return NAN if self._score is None else self._score.result()
-
-    def reset(self) -> None:
-        """Forget the batches seen."""
-        self._score = None
 
 
 class SeparationMetric(PluginMetric):  # type: ignore[misc]
@@ -209,83 +169,3 @@ def _whole_length(stream: Any) -> int:
     benchmark = getattr(stream, "benchmark", None)
     whole = stream if benchmark is None else benchmark.streams.get(stream.name)
     return len(whole) if hasattr(whole, "__len__") else -1
-
-
-class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
-    """How fast each experience is learned, from the outputs of the training itself: it adds no forward pass.
-
-    The learning curve is the training score of each epoch, over the outputs before each update.
-
-    Emitted, with the experience on the horizontal axis:
-        ``plasticity/area_under_learning_curve/train``: mean over epochs of the learning curve.
-        ``plasticity/steps_to_threshold/train``: updates until the end of the first epoch whose score is at least the
-        threshold; NaN if there is none.
-        ``loss/task_loss/train``: mean criterion over the last epoch, without penalties that plugins add.
-
-    Args:
-        threshold: The score, accuracy or R2, that counts as learned.
-
-    Raises:
-        UserError: If the threshold is above 1, which no score reaches.
-    """
-
-    takes_only_the_batch = True
-
-    def __init__(self, threshold: float = 0.9) -> None:
-        super().__init__()
-        if threshold > 1:
-            raise UserError(f"threshold is {threshold}: no accuracy and no R2 is above 1")
-        self._threshold = threshold
-        self.reset()
-
-    def reset(self) -> None:
-        """Start the curve of an experience."""
-        self._curve: list[Score] = []
-        self._steps: list[int] = []
-        self._score: Score | None = None
-        self._losses = Losses()
-
-    def result(self) -> list[float]:
-        """The learning curve of the current experience so far, one score a finished epoch."""
-        return [score.result() for score in self._curve]
-
-    def before_training_exp(self, strategy: Any) -> None:
-        """Start the curve of an experience."""
-        self.reset()
-
-    def before_training_epoch(self, strategy: Any) -> None:
-        """Start an epoch."""
-        self._score, self._losses = None, Losses()
-
-    def after_training_iteration(self, strategy: Any) -> None:
-        """Take in a batch, without waiting for the device."""
-        target = strategy.mb_y
-        if self._score is None:
-            self._score = score_for(target)
-        self._score.update(predictions(strategy), target)
-        loss = getattr(strategy, "task_loss", None)
-        if loss is None:
-            with torch.no_grad():
-                loss = strategy.criterion()
-        self._losses.add(loss, len(target))
-
-    def after_training_epoch(self, strategy: Any) -> None:
-        """Close an epoch."""
-        if self._score is not None:
-            self._curve.append(self._score)
-            # The clock is the last plugin: its count of this experience is complete, its count of epochs is not.
-            self._steps.append(strategy.clock.train_exp_iterations)
-
-    def after_training_exp(self, strategy: Any) -> list[Scalar]:
-        """Emit what the curve says."""
-        k, curve = strategy.experience.current_experience, self.result()
-        area = sum(curve) / len(curve) if curve else NAN
-        steps = next((step for step, score in zip(self._steps, curve, strict=True) if score >= self._threshold), NAN)
-        losses = self._losses.take()
-        seen = sum(size for _, size in losses)
-        loss = sum(loss * size for loss, size in losses) / seen if seen else NAN
-        return [
-            Scalar(self, "plasticity", "area_under_learning_curve", area, k, stream="train"),
-            Scalar(self, "plasticity", "steps_to_threshold", steps, k, stream="train"),
-            Scalar(self, "loss", "task_loss", loss, k, stream="train"),
-        ]
