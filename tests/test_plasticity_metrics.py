@@ -140,7 +140,7 @@ def test_a_factory_may_give_whole_strategies_and_nothing_else():
     for metric in (by_network, by_strategy):
         train(strategy(metrics=[metric]), scenario)
     assert list(by_network.result()["train"].fresh) == list(by_strategy.result()["train"].fresh)
-    with pytest.raises(UserError, match="it returned a int"):
+    with pytest.raises(UserError, match="must return a torch.nn.Module or an Avalanche strategy; it returned a int"):
         train(strategy(metrics=[SeparationMetric(lambda: 1)]), scenario)
 
 
@@ -183,7 +183,8 @@ def test_values_reach_loggers_while_the_run_goes_on_and_are_those_of_the_separat
         cl.train(experience, eval_streams=[])
         cl.eval(scenario.train_stream[max(k - 1, 0) : k + 1])
         assert ("plasticity/plasticity_loss/train", k) in logger.values
-        assert (("forgetting/forgetting_so_far/train", k) in logger.values) == (k > 0)
+        assert (("forgetting/forgetting_of_previous/train", k) in logger.values) == (k > 0)
+        assert (("forgetting/forgetting_so_far/train", k) in logger.values) == (k == 1), "only 1 covers all before it"
         assert ("forgetting/forgetting/train", 0) not in logger.values
     cl.eval(scenario.train_stream)
     result = metric.result()["train"]

@@ -8,7 +8,7 @@ import gc
 import logging
 import types
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -160,8 +160,7 @@ class _Reached:
             return
         if isinstance(item, Optimizer):
             self.optimizers.append(item)
-        kind: Hashable = type(item)
-        methods = _methods(kind)
+        methods = _methods(type(item))  # type: ignore[arg-type] # classes are hashable
         self._readers |= dict.fromkeys(methods, type(item).__name__)
         stateful = [method for method in methods if _holds_state(method)]
         if stateful:
@@ -188,7 +187,7 @@ class _Reached:
 
 
 @cache
-def _methods(kind: Any) -> tuple[types.FunctionType, ...]:
+def _methods(kind: type) -> tuple[types.FunctionType, ...]:
     """The functions in a stranger's class, those behind properties too; libraries' classes hold no state."""
     parts = [
         part

@@ -3,98 +3,282 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.plugins.clock import Clock
+from avalanche.evaluation import PluginMetric
+from avalanche.training import JointTraining
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
-from avalanche.training.templates.base_sgd import PeriodicEval
-from torch import nn
+from avalanche.training.templates.base import BaseTemplate
+from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.seeding import preserve_rng
-from plasticity_cl.training import SupervisedTemplate
+from plasticity_cl.metrics.copying import CopyError, bound_copy, network_parts
+from plasticity_cl.metrics.guard import RefusedError
+from plasticity_cl.metrics.identity import number_of, whole_experience
+from plasticity_cl.metrics.probe import ProbeMetric
+from plasticity_cl.seeding import preserve_rng, restore_rng, rng_state
 
 FreshFactory = Callable[[], nn.Module | AvalancheTemplate]
+
+_ADVICE = "let the reference be a function that returns a whole new strategy"
+_SETTINGS = ("train_epochs", "train_mb_size", "eval_mb_size")
 
 
 class FreshNetworks:
     """Trains a fresh network on each experience as the watched strategy is about to do.
 
+    The first time that it meets the strategy, before any training, it copies it as a whole: class, plugins, schedulers,
+    optimizer with its groups, criterion, metrics. For each experience that copy is copied again around a fresh network,
+    and everything in it that held on to the network, its parameters or its optimizer holds on to the fresh one's (see
+    :func:`~plasticity_cl.metrics.copying.bound_copy`). It is trained with the options that ``train()`` was called with,
+    from the state that the random generators had then: a fresh network that starts from the same weights as the watched
+    one ends with the same weights, bit for bit.
+
+    Settings that a script changes between two calls of ``train()`` are followed: epochs, batch sizes, hyperparameters
+    of the optimizer, and a new optimizer. What cannot be reproduced is refused, by name.
+
     Args:
-        factory: Gives a network at its initialisation, or a whole strategy around one. A network is trained with the
-            watched strategy's criterion, batch size, epochs and kind of optimizer, and with copies of its plugins as
-            they were before any training; a strategy of another class than Avalanche's template may do more than its
-            plugins say, so give a factory of strategies for those.
+        factory: Gives a network at its initialisation, or a whole strategy around one, a new one at each call.
     """
 
     def __init__(self, factory: FreshFactory) -> None:
         self._factory = factory
-        self._plugins: list[Any] | None = None
-        self._criterion: Any = None
+        self._template: AvalancheTemplate | None = None
+        self._optimizer: Any = None
+        self._settings: dict[str, Any] = {}
+        self._hyperparameters: list[dict[str, Any]] = []
+        self._plugins: list[Any] = []
+        self._refused = ""
+        self._made: list[Any] = []
+        self._rng: Any = None
+        self._options: dict[str, Any] = {}
         self._fresh: AvalancheTemplate | None = None
+        self._trained_on: tuple[Any, int] | None = None
 
-    def remember(self, strategy: AvalancheTemplate) -> None:
-        """Copy the strategy's plugins and criterion; to be called before it trains for the first time."""
-        if self._plugins is None:
-            own = (EvaluationPlugin, PeriodicEval, Clock)
-            self._plugins = copy.deepcopy([plugin for plugin in strategy.plugins if not isinstance(plugin, own)])
-            self._criterion = copy.deepcopy(strategy._criterion)
+    def remember(self, strategy: Any) -> None:
+        """Copy the strategy as it is; to be called when it is met, before it trains for the first time."""
+        if self._template is not None or self._refused:
+            return
+        if isinstance(strategy, JointTraining):
+            self._refuse("JointTraining trains on all experiences at once, which no network does on one alone")
+        if strategy.clock.train_iterations > 0:
+            self._refuse("the strategy has trained already when the metric meets it")
+        try:
+            parts = network_parts(bound_copy(strategy.model, []))
+            pairs = [(part, parts[name]) for name, part in network_parts(strategy.model).items()]
+            evaluator = _quiet_evaluator(strategy)
+            self._template = bound_copy(strategy, [*pairs, (strategy.evaluator, evaluator)])
+            evaluator.metrics = [
+                bound_copy(metric, [*pairs, (strategy, self._template)])
+                for metric in map(_without_reference, strategy.evaluator.metrics)
+                if metric is not None
+            ]
+        except CopyError as error:
+            self._template = None
+            self._refuse(str(error))
+        self._note_settings(strategy)
 
-    def train(self, strategy: AvalancheTemplate) -> None:
-        """Train a fresh network on the strategy's current experience, in the batch order that it is about to use."""
+    def before_training(self, strategy: Any) -> None:
+        """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
         self.remember(strategy)
-        with preserve_rng(), torch.enable_grad():
-            with preserve_rng():
-                self._fresh = self._make(strategy)
-            self._fresh.train(strategy.experience, eval_streams=[])
+        self._rng = rng_state()
+        self._options = _options_of_train(strategy)
+        if self._template is not None:
+            self._follow_settings(strategy)
 
-    def score(self, strategy: AvalancheTemplate, metric: Any) -> float:
+    def before_experience(self) -> None:
+        """Note the random state before anything is done for an experience after the first of one ``train()``."""
+        self._rng = rng_state()
+
+    def after_training(self, strategy: Any) -> None:
+        """Note the settings with which the training ended: what differs at the next one, the script has changed."""
+        self._note_settings(strategy)
+
+    def train(self, strategy: Any) -> None:
+        """Train a fresh network on the strategy's current experience, in the batch order that it is about to use.
+
+        A mini experience of an online stream goes on with the network of the one before, if that was part of the same
+        experience.
+
+        Raises:
+            UserError: If the run cannot be reproduced; once.
+            Exception: Whatever the strategy's own code raises around a fresh network.
+        """
+        if self._refused:
+            return
+        experience = strategy.experience
+        of = (whole_experience(experience), number_of(experience))
+        goes_on = experience is not of[0] and self._trained_on is not None and self._trained_on[0] is of[0]
+        trained, self._trained_on = self._fresh, None
+        self._fresh = None
+        with preserve_rng(), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the watched strategy says it itself
+            fresh = trained if goes_on and trained is not None else self._make(strategy)
+            options = bound_copy(self._options, [])
+            restore_rng(self._rng)
+            fresh.train(experience, eval_streams=list(strategy._eval_streams or []), **options)
+        self._fresh, self._trained_on = fresh, of
+
+    def score(self, strategy: Any, metric: Any) -> float:
         """Score the last fresh network on the experience that the strategy is being evaluated on.
 
         Args:
             strategy: The watched strategy, in an evaluation.
             metric: A plugin metric whose ``result()`` is the score of an evaluated experience.
+
+        Returns:
+            The score; NaN where there is no fresh network for this experience.
         """
-        if self._fresh is None:
+        if self._fresh is None or self._trained_on is None or self._trained_on[1] != number_of(strategy.experience):
             return float("nan")
         evaluator = self._fresh.evaluator
-        evaluator.metrics = [metric]
+        metrics, evaluator.metrics = evaluator.metrics, [metric]
         try:
-            with preserve_rng():
+            with preserve_rng(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 self._fresh.eval([strategy.experience])
         finally:
-            evaluator.metrics = []
+            evaluator.metrics = metrics
         return float(metric.result())
 
-    def _make(self, strategy: AvalancheTemplate) -> AvalancheTemplate:
-        made = self._factory()
-        if isinstance(made, AvalancheTemplate):
-            return made
-        if not isinstance(made, nn.Module):
-            raise UserError(
-                "the factory of fresh networks must return a torch.nn.Module or an Avalanche strategy, "
-                f"it returned a {type(made).__name__}"
+    def _make(self, strategy: Any) -> AvalancheTemplate:
+        with preserve_rng():
+            made = self._factory()
+        if isinstance(made, BaseTemplate):
+            network = made.model
+        elif isinstance(made, nn.Module):
+            network = made
+        else:
+            kind = type(made).__name__
+            raise RefusedError(
+                f"the reference must return a torch.nn.Module or an Avalanche strategy; it returned a {kind}"
             )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="No loggers specified")
-            evaluator = EvaluationPlugin(collect_all=False)
-        return SupervisedTemplate(
-            model=made,
-            optimizer=_same_optimizer(strategy.optimizer, made),
-            criterion=copy.deepcopy(self._criterion),
-            train_mb_size=strategy.train_mb_size,
-            train_epochs=strategy.train_epochs,
-            eval_mb_size=strategy.eval_mb_size,
-            device=strategy.device,
-            plugins=copy.deepcopy(self._plugins),
-            evaluator=evaluator,
+        watched = {id(parameter) for parameter in strategy.model.parameters()}
+        in_use = any(id(p) in watched for p in network.parameters() if p.requires_grad)
+        if in_use:
+            raise RefusedError(
+                "the reference returned the network that is trained; it must make a new one at each call"
+            )
+        if any(made is other for other in self._made):
+            self._refuse("the reference returned the same network twice; it must make a new one at each call")
+        self._made = [made]
+        if isinstance(made, BaseTemplate):
+            return made
+        assert self._template is not None
+        old, new = network_parts(self._template.model), network_parts(made)
+        self._check_like(old, new)
+        try:
+            return bound_copy(self._template, [(part, new[name]) for name, part in old.items()])  # type: ignore[no-any-return]
+        except CopyError as error:
+            self._refuse(str(error))
+            raise
+
+    def _check_like(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Refuse a network that is not built as the strategy's was before its first training."""
+        for name in [*old, *(name for name in new if name not in old)]:
+            here, there = (_looks(parts.get(name)) for parts in (old, new))
+            if here != there:
+                self._refuse(f"the reference's network differs from the strategy's: {name} is {there}, not {here}")
+
+    def _refuse(self, why: str) -> None:
+        self._refused = why
+        raise UserError(f"no fresh networks: {why}; {_ADVICE}")
+
+    def _note_settings(self, strategy: Any) -> None:
+        self._settings = {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
+        self._optimizer = strategy.optimizer
+        self._hyperparameters = [_hyperparameters(group) for group in strategy.optimizer.param_groups]
+        self._plugins = list(strategy.plugins)
+
+    def _follow_settings(self, strategy: Any) -> None:
+        """Change the template as the script has changed the strategy since its last training."""
+        template: Any = self._template
+        for name, value in self._settings.items():
+            if getattr(strategy, name) != value:
+                setattr(template, name, getattr(strategy, name))
+        if list(strategy.plugins) != self._plugins:
+            self._refuse("plugins were added or removed between two trainings")
+        if strategy.optimizer is not self._optimizer:
+            parts = network_parts(template.model)
+            pairs = [(part, parts[name]) for name, part in network_parts(strategy.model).items() if name in parts]
+            template.optimizer = bound_copy(strategy.optimizer, pairs)
+            return
+        groups = zip(
+            strategy.optimizer.param_groups, self._hyperparameters, template.optimizer.param_groups, strict=False
         )
+        for group, known, copied in groups:
+            for name, value in _hyperparameters(group).items():
+                if not _same(value, known.get(name)):
+                    copied[name] = copy.deepcopy(value)
 
 
-def _same_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    options = {key: value for key, value in optimizer.param_groups[0].items() if key in optimizer.defaults}
-    return type(optimizer)(model.parameters(), **options)
+def _looks(part: Any) -> str:
+    """What has to be the same in two networks for one to take the other's place."""
+    if isinstance(part, Tensor):
+        frozen = "" if part.requires_grad or not isinstance(part, nn.Parameter) else ", frozen"
+        return f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}{frozen}"
+    if part is None:
+        return "missing"
+    hooks = len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks)
+    return type(part).__name__ + (f" with {hooks} hooks" if hooks else "")
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return bool(one == other)
+
+
+def _quiet_evaluator(strategy: Any) -> Any:
+    """The strategy's evaluator, without what it has seen and without anybody who listens."""
+    evaluator = copy.copy(strategy.evaluator)
+    evaluator.metrics, evaluator.loggers = [], []
+    evaluator.all_metric_results = type(evaluator.all_metric_results)(
+        *([evaluator.all_metric_results.default_factory] if evaluator.collect_all else [])
+    )
+    evaluator.last_metric_results, evaluator._metric_values = {}, []
+    return evaluator
+
+
+def _without_reference(metric: PluginMetric) -> PluginMetric | None:
+    """The metric as a fresh network needs it: none that looks inside networks, none that trains fresh ones itself."""
+    if isinstance(metric, ProbeMetric):
+        return None
+    stand_in = getattr(metric, "without_reference", None)
+    return metric if stand_in is None else stand_in()
+
+
+def _options_of_train(strategy: Any) -> dict[str, Any]:
+    """What ``train()`` was called with, beside experiences and evaluation streams.
+
+    Avalanche hands these options to plugins but not to metrics, so they are read where they are: in the outermost
+    ``train`` of the strategy that is being carried out.
+    """
+    call: types.FrameType | None = None
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "train" and frame.f_locals.get("self") is strategy:
+            call = frame
+        frame = frame.f_back
+    if call is None:
+        return {}
+    names, _, keywords, values = inspect.getargvalues(call)
+    options = {name: values[name] for name in (*names, *_keyword_only(call)) if name in values}
+    for name in (*names[:2], "eval_streams"):  # self and the experiences
+        options.pop(name, None)
+    return options | (dict(values[keywords]) if keywords else {})
+
+
+def _keyword_only(call: types.FrameType) -> tuple[str, ...]:
+    code = call.f_code
+    return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

@@ -2,103 +2,178 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from avalanche.evaluation import PluginMetric
+from avalanche.benchmarks import OnlineCLExperience
+from avalanche.training import JointTraining
 
+from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.metrics.experience_score import NAN, ExperienceScore
 from plasticity_cl.metrics.fresh import FreshFactory, FreshNetworks
+from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy, RefusedError
+from plasticity_cl.metrics.identity import number_of, stream_length, stream_name, stream_of
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.separation import Separation, separate
 
 Reference = Mapping[str, Sequence[float]] | FreshFactory
 
 
-class SeparationMetric(PluginMetric):  # type: ignore[misc]
-    """Plasticity loss and forgetting of every experience, side by side; see :func:`separate`.
+@dataclass
+class _Run:
+    """What is known of one strategy's run. Scores are by stream, then by experience."""
+
+    fresh_networks: FreshNetworks | None
+    learned: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    latest: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    fresh: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    trained: list[int] = field(default_factory=list)
+    """Experiences in the order in which they were trained on last."""
+    just_trained: frozenset[int] = frozenset()
+    """Those that the last training was on: an evaluation of them now gives A_kk."""
+    training: frozenset[int] = frozenset()
+    """Those that the training that is going on is on."""
+    benchmark: Any = None
+    n_trained_stream: int | None = None
+    at_end_of_training: dict[str, tuple[Any, dict[int, tuple[float, float]]]] = field(default_factory=dict)
+    """Scores of a periodic evaluation, and what the network was when they were taken."""
+    evaluated: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    lengths: dict[str, int | None] = field(default_factory=dict)
+    first_of_train: bool = True
+
+
+class SeparationMetric(GuardedMetric):
+    """Handicap, plasticity loss and forgetting of every experience, side by side; see :func:`separate`.
 
     It listens to whatever is evaluated, on any stream. For experience k of a stream, A_kk is the first score after
-    training on k and before training on another, A_Kk the latest score. Evaluating only k after training on k, and
-    everything once at the end, is enough. Scores are accuracy for integer targets and R2 for floating-point ones.
+    training on k (the last time, where it is trained on again) and before training on another, A_Kk the latest score.
+    Evaluating only k after training on k, and everything once at the end, is enough. Mini experiences of an online
+    stream count as the experience that they are part of. What was never trained on is not in the table. One metric may
+    serve several strategies: each has a table of its own, and :meth:`result` is that of the strategy met last.
 
     Emitted, with the experience on the horizontal axis:
         ``plasticity/score_before_training/<stream>``: the score before training on the experience, if evaluated.
         ``plasticity/learned/<stream>``: A_kk, right after training.
         ``plasticity/fresh/<stream>`` and ``plasticity/plasticity_loss/<stream>``: S_k and S_k - A_kk, with a reference.
-        ``plasticity/relative_to_first/<stream>``: A_kk - A_00, without one.
-        ``forgetting/forgetting_so_far/<stream>``: mean of A_kk - A_jk over the earlier experiences k that an evaluation
-        after experience j covers.
+        ``plasticity/baseline/<stream>`` and ``plasticity/handicap/<stream>``: S_ref and S_ref - S_k, with a baseline.
+        ``plasticity/relative_to_first/<stream>``: A_kk - A_00, without a reference.
+        ``forgetting/forgetting_of_previous/<stream>``: A_ii - A_ij after experience j, i being the one trained on
+        before j.
+        ``forgetting/forgetting_so_far/<stream>``: mean of A_ii - A_ij over all experiences i trained on before j, by an
+        evaluation that covers all of them; no other evaluation gives a value.
         ``forgetting/forgetting/<stream>``: A_kk - A_Kk of each k, at the end of the stream.
 
     Args:
-        reference: S_k as a mapping from stream name to one score an experience; or a factory of fresh networks, which
-            are then trained as the run goes on, at the price of a second training; or nothing.
+        reference: S_k as a mapping from stream name to one score an experience; or a factory of fresh networks, or of
+            whole new strategies, which are then trained as the run goes on, at the price of a second training; or
+            nothing. See :class:`~plasticity_cl.metrics.fresh.FreshNetworks`.
+        baseline: S_ref as a mapping from stream name to one score an experience: what the strategies that are compared
+            have in common as their reference, for instance ``result()[...].fresh`` of a run without interventions.
+
+    Raises:
+        UserError: If a reference or a baseline is no such thing. When the run begins, a :class:`RefusedError` if it
+            names a stream that there is not, or has fewer scores than there are experiences.
     """
 
     takes_only_the_batch = True
 
-    def __init__(self, reference: Reference | None = None) -> None:
+    def __init__(
+        self, reference: Reference | None = None, *, baseline: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
         super().__init__()
-        self._fresh_networks = FreshNetworks(reference) if callable(reference) else None
-        self._scores = dict(reference) if isinstance(reference, Mapping) else {}
+        self._factory: FreshFactory | None = None
+        self._given: dict[str, dict[str, list[float]]] = {}
+        if callable(reference):
+            self._factory = reference
+        elif reference is not None:
+            self._given["reference"] = _checked("reference", reference)
+        if baseline is not None:
+            self._given["baseline"] = _checked("baseline", baseline)
         self._has_reference = reference is not None
         self._current = ExperienceScore()
+        self._said: set[str] = set()
+        self._failed = False
         self.reset()
 
     def reset(self) -> None:
         """Forget every score; a given reference stays."""
-        self._learned: dict[str, dict[int, float]] = defaultdict(dict)
-        self._latest: dict[str, dict[int, float]] = defaultdict(dict)
-        self._fresh: dict[str, dict[int, float]] = defaultdict(dict)
-        self._at_end_of_training: dict[str, tuple[int, float, float]] = {}
-        self._trained: list[int] = []
-        self._training: int | None = None
-        self._evaluated: dict[str, set[int]] = defaultdict(set)
-        self._lengths: dict[str, int] = {}
+        self._runs = PerStrategy(self._new_run)
+        self._current.reset()
+
+    def without_reference(self) -> SeparationMetric:
+        """The same metric for a fresh network, which has no reference itself."""
+        return SeparationMetric()
 
     def result(self) -> dict[str, Separation]:
         """The separation on every evaluated stream, as far as the run has come; NaN where a score is missing."""
-        separations = {}
-        for stream, latest in self._latest.items():
-            size = max(latest) + 1
-            learned, final, fresh = (
-                [scores.get(k, NAN) for k in range(size)] for scores in (self._learned[stream], latest, self._s(stream))
-            )
-            separations[stream] = separate(learned, final, fresh)
+        run, separations = self._runs.latest, {}
+        for stream, latest in run.latest.items():
+            known = {**latest, **run.learned[stream]}
+            if not known:
+                continue
+            columns = [run.learned[stream], latest, self._s(stream)]
+            if "baseline" in self._given:
+                columns.append(self._listed("baseline", stream))
+            separations[stream] = separate(*([scores.get(k, NAN) for k in range(max(known) + 1)] for scores in columns))
         return separations
+
+    def on_failure(self, strategy: Any, event: str) -> None:
+        """Drop the score that was being taken; what was measured before stays."""
+        self._failed = True
+
+    def before_training(self, strategy: Any) -> None:
+        """Note how the training begins, for the fresh networks."""
+        self._runs.of(strategy).first_of_train = True
+        if self._fresh_networks is not None:
+            self._fresh_networks.before_training(strategy)
+
+    def before_train_dataset_adaptation(self, strategy: Any) -> None:
+        """Note how the training on an experience begins, where it is not the first in one call of ``train()``."""
+        run = self._runs.of(strategy)
+        if self._fresh_networks is not None and not run.first_of_train:
+            self._fresh_networks.before_experience()
+        run.first_of_train = False
 
     def before_training_exp(self, strategy: Any) -> None:
         """Train the fresh network of this experience, where a factory was given."""
-        self._training = strategy.experience.current_experience
-        self._at_end_of_training = {}
+        run = self._runs.of(strategy)
+        run.at_end_of_training = {}
+        self._begin(run, strategy)
         if self._fresh_networks is not None:
             self._fresh_networks.train(strategy)
 
-    def before_training(self, strategy: Any) -> None:
-        """Keep the plugins as they are before any training, for the fresh networks."""
-        if self._fresh_networks is not None:
-            self._fresh_networks.remember(strategy)
-
     def after_training_exp(self, strategy: Any) -> list[Scalar]:
         """Count the experience as learned; an evaluation after its very last step stands for A_kk."""
-        k = self._training
-        assert k is not None
-        self._training = None
-        self._trained.append(k)
+        run = self._runs.of(strategy)
+        run.just_trained, run.training = run.training, frozenset()
+        run.trained = [k for k in run.trained if k not in run.just_trained] + sorted(run.just_trained)
         values = []
-        for stream, (step, score, fresh) in self._at_end_of_training.items():
-            if step == strategy.clock.train_exp_iterations:
-                values += self._take(stream, k, score, fresh)
+        for stream, (state, scores) in run.at_end_of_training.items():
+            if state == _state_of_network(strategy):
+                for k, (score, fresh) in scores.items():
+                    values += self._take(run, stream, k, score, fresh)
         return values
+
+    def after_training(self, strategy: Any) -> None:
+        """Note how the training ended, for the fresh networks."""
+        self._runs.of(strategy)
+        if self._fresh_networks is not None:
+            self._fresh_networks.after_training(strategy)
 
     def before_eval(self, strategy: Any) -> None:
         """Start to note which experiences the evaluation covers."""
-        self._evaluated = defaultdict(set)
+        run = self._runs.of(strategy)
+        if self._fresh_networks is not None:
+            self._fresh_networks.remember(strategy)
+        run.evaluated = defaultdict(set)
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start the score of an experience."""
+        self._failed = False
         self._current.before_eval_exp(strategy)
 
     def after_eval_iteration(self, strategy: Any) -> None:
@@ -107,65 +182,165 @@ class SeparationMetric(PluginMetric):  # type: ignore[misc]
 
     def after_eval_exp(self, strategy: Any) -> list[Scalar]:
         """Take the score for A_kk, A_Kk or the score before training, whichever it is."""
-        k, stream, score = strategy.experience.current_experience, _stream_name(strategy), self._current.result()
-        if k in self._trained:
-            self._evaluated[stream].add(k)
-            self._lengths[stream] = _whole_length(strategy.experience.origin_stream)
-            if k == self._trained[-1] and k not in self._learned[stream]:
-                return self._take(stream, k, score, self._fresh_score(strategy))
-            self._latest[stream][k] = score
-        elif k == self._training:
+        run, score = self._runs.of(strategy), NAN if self._failed else self._current.result()
+        self._current.reset()
+        experience = strategy.experience
+        k, stream = number_of(experience), stream_name(experience)
+        if isinstance(experience, OnlineCLExperience):
+            self._say("mini experiences are not scored one by one: evaluate the experiences that they are part of")
+            return []
+        self._check_numbers(run, experience)
+        if k in run.training:
             # Periodic evaluation: Avalanche gives the last one of an experience before the experience has ended.
-            step = strategy.clock.train_exp_iterations
-            self._at_end_of_training[stream] = (step, score, self._fresh_score(strategy))
-        else:
+            state = _state_of_network(strategy)
+            known_state, scores = run.at_end_of_training.get(stream, (state, {}))
+            scores = scores if known_state == state else {}
+            run.at_end_of_training[stream] = (state, {**scores, k: (score, self._fresh_score(strategy))})
+        elif k in run.trained:
+            run.evaluated[stream].add(k)
+            run.lengths[stream] = stream_length(experience)
+            if k in run.just_trained and not run.training and k not in run.learned[stream]:
+                return self._take(run, stream, k, score, self._fresh_score(strategy))
+            if k not in run.learned[stream]:
+                self._say(
+                    f"experience {k} of stream {stream} was not evaluated right after training on it, so what it lost "
+                    "since is not known; evaluate each experience after training on it"
+                )
+            run.latest[stream][k] = score
+        elif not math.isnan(score):
             return [Scalar(self, "plasticity", "score_before_training", score, k, stream=stream)]
         return []
 
     def after_eval(self, strategy: Any) -> list[Scalar]:
         """Emit what was forgotten of the earlier experiences that the evaluation covered."""
-        values = []
-        for stream, covered in self._evaluated.items():
-            last, learned, latest = self._trained[-1], self._learned[stream], self._latest[stream]
+        run, values = self._runs.of(strategy), []
+        for stream, covered in run.evaluated.items():
+            if run.training or not covered:
+                continue
+            learned, latest, last = run.learned[stream], run.latest[stream], run.trained[-1]
             lost = {k: learned[k] - latest[k] for k in sorted(covered) if k in learned}
-            earlier = [loss for k, loss in lost.items() if k != last]
-            if earlier:
-                mean = sum(earlier) / len(earlier)
+            lost = {k: loss for k, loss in lost.items() if not math.isnan(loss)}
+            earlier = [k for k in run.trained if k not in run.just_trained]
+            if earlier and earlier[-1] in lost:
+                previous = lost[earlier[-1]]
+                values.append(Scalar(self, "forgetting", "forgetting_of_previous", previous, last, stream=stream))
+            if earlier and all(k in lost for k in earlier):
+                mean = sum(lost[k] for k in earlier) / len(earlier)
                 values.append(Scalar(self, "forgetting", "forgetting_so_far", mean, last, stream=stream))
-            if len(lost) == self._lengths[stream]:
+            if len(lost) == run.lengths[stream]:
                 values += [Scalar(self, "forgetting", "forgetting", loss, k, stream=stream) for k, loss in lost.items()]
         return values
 
-    def _take(self, stream: str, k: int, score: float, fresh: float) -> list[Scalar]:
-        self._learned[stream][k] = self._latest[stream][k] = score
-        values = [Scalar(self, "plasticity", "learned", score, k, stream=stream)]
-        if not self._has_reference:
-            first = self._learned[stream].get(self._trained[0], NAN)
-            values.append(Scalar(self, "plasticity", "relative_to_first", score - first, k, stream=stream))
-            return values
-        if self._fresh_networks is not None:
-            self._fresh[stream][k] = fresh
-        fresh = self._s(stream).get(k, NAN)
-        values.append(Scalar(self, "plasticity", "fresh", fresh, k, stream=stream))
-        values.append(Scalar(self, "plasticity", "plasticity_loss", fresh - score, k, stream=stream))
-        return values
+    def _new_run(self) -> _Run:
+        return _Run(None if self._factory is None else FreshNetworks(self._factory))
+
+    def _begin(self, run: _Run, strategy: Any) -> None:
+        """Note what the training is on. Where it was trained on before, its new scores take the old ones' place."""
+        experience = strategy.experience
+        benchmark = getattr(stream_of(experience), "benchmark", None)
+        if run.trained and benchmark is not None and run.benchmark is not None and benchmark is not run.benchmark:
+            self._say("the run goes on with another benchmark, whose experiences have the same numbers: a new table")
+            run.learned, run.latest, run.fresh = defaultdict(dict), defaultdict(dict), defaultdict(dict)
+            run.trained, run.just_trained = [], frozenset()
+        run.benchmark, run.n_trained_stream = benchmark, stream_length(experience)
+        for name, given in self._given.items():
+            self._check_given(name, given, benchmark, number_of(experience))
+        numbers = [number_of(experience)]
+        if isinstance(strategy, JointTraining):
+            numbers = [number_of(joint) for joint in strategy._experiences]
+        run.training = frozenset(numbers)
+        goes_on = isinstance(experience, OnlineCLExperience) and run.just_trained == run.training
+        again = [k for k in numbers if k in run.trained]
+        if again and not goes_on:
+            self._say(f"experience {again[0]} is trained on again: the table shows its last time")
+        if again:
+            for scores in (*run.learned.values(), *run.latest.values(), *run.fresh.values()):
+                for k in again:
+                    scores.pop(k, None)
+
+    def _check_numbers(self, run: _Run, experience: Any) -> None:
+        length = stream_length(experience)
+        if run.trained and None not in (length, run.n_trained_stream) and length != run.n_trained_stream:
+            self._say(
+                f"stream {stream_name(experience)} has {length} experiences and the stream that is trained on "
+                f"{run.n_trained_stream}: they are taken for each other's by number"
+            )
+
+    def _check_given(self, name: str, given: Mapping[str, Sequence[float]], benchmark: Any, k: int) -> None:
+        streams = getattr(benchmark, "streams", None)
+        for stream, scores in given.items():
+            if streams is not None and stream not in streams:
+                raise RefusedError(f"{name}: {unknown_name('stream', stream, streams)}")
+            length = k + 1
+            if streams is not None and hasattr(streams[stream], "__len__"):
+                length = len(streams[stream])
+            if len(scores) < length:
+                raise RefusedError(
+                    f"{name}: stream {stream} has {length} experiences, and {len(scores)} scores are given; give one "
+                    "for each"
+                )
+
+    def _take(self, run: _Run, stream: str, k: int, score: float, fresh: float) -> list[Scalar]:
+        run.learned[stream][k] = run.latest[stream][k] = score
+        values = {"learned": score}
+        if self._has_reference:
+            if self._fresh_networks is not None:
+                run.fresh[stream][k] = fresh
+            fresh = self._s(stream).get(k, NAN)
+            values |= {"fresh": fresh, "plasticity_loss": fresh - score}
+            baseline = self._listed("baseline", stream).get(k, NAN)
+            values |= {"baseline": baseline, "handicap": baseline - fresh}
+        else:
+            values["relative_to_first"] = score - run.learned[stream].get(run.trained[0], NAN)
+        return [
+            Scalar(self, "plasticity", name, value, k, stream=stream)
+            for name, value in values.items()
+            if not math.isnan(value)
+        ]
 
     def _fresh_score(self, strategy: Any) -> float:
         return NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore())
 
+    @property
+    def _fresh_networks(self) -> FreshNetworks | None:
+        """Those of the strategy met last."""
+        return self._runs.latest.fresh_networks
+
     def _s(self, stream: str) -> dict[int, float]:
-        return (
-            self._fresh[stream] if self._fresh_networks is not None else dict(enumerate(self._scores.get(stream, ())))
-        )
+        return self._listed("reference", stream) if self._factory is None else self._runs.latest.fresh[stream]
+
+    def _listed(self, name: str, stream: str) -> dict[int, float]:
+        return dict(enumerate(self._given.get(name, {}).get(stream, ())))
+
+    def _say(self, what: str) -> None:
+        kind = what.translate({ord(digit): None for digit in "0123456789"})
+        if kind not in self._said:
+            self._said.add(kind)
+            warnings.warn(f"{type(self).__name__}: {what}", stacklevel=4)
 
 
-def _stream_name(strategy: Any) -> str:
-    stream = strategy.experience.origin_stream
-    return str(stream.name) if stream is not None else "stream"
+def _state_of_network(strategy: Any) -> Any:
+    """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does."""
+    tensors = (*strategy.model.parameters(), *strategy.model.buffers())
+    return strategy.clock.train_exp_iterations, [(id(tensor), tensor._version) for tensor in tensors]
 
 
-def _whole_length(stream: Any) -> int:
-    """Experiences in the stream that ``stream`` is, or is a slice of; -1 where it can't tell."""
-    benchmark = getattr(stream, "benchmark", None)
-    whole = stream if benchmark is None else benchmark.streams.get(stream.name)
-    return len(whole) if hasattr(whole, "__len__") else -1
+def _checked(name: str, given: Any) -> dict[str, list[float]]:
+    """A mapping from stream name to scores, as floats.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    advice = (
+        f'{name} must be a mapping from stream name to one score an experience, for instance {{"test": [0.9, 0.8]}}'
+    )
+    if not isinstance(given, Mapping):
+        other = " or a function that returns a fresh network" if name == "reference" else ""
+        raise UserError(f"{advice}{',' if other else ''}{other}, not a {type(given).__name__}")
+    checked = {}
+    for stream, scores in given.items():
+        try:
+            checked[str(stream)] = [float(score) for score in scores]
+        except (TypeError, ValueError):
+            raise UserError(f"{advice}; the scores of {stream!r} are {scores!r}") from None
+    return checked

@@ -1,0 +1,39 @@
+"""Which experience it is: streams give experiences numbers, and mini experiences of an online stream one each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.benchmarks import OnlineCLExperience
+
+
+def whole_experience(experience: Any) -> Any:
+    """The experience that a mini experience of an online stream is part of; any other experience itself.
+
+    In a metric's hooks Avalanche shows all of an experience; elsewhere a mini experience may keep its origin to itself.
+    """
+    return experience.origin_experience if isinstance(experience, OnlineCLExperience) else experience
+
+
+def number_of(experience: Any) -> int:
+    """The number of the (whole) experience in its stream, from 0."""
+    return int(whole_experience(experience).current_experience)
+
+
+def stream_of(experience: Any) -> Any:
+    """The stream of the (whole) experience; ``None`` for an experience that stands alone."""
+    return getattr(whole_experience(experience), "_origin_stream", None)
+
+
+def stream_name(experience: Any) -> str:
+    """The name of the (whole) experience's stream; ``stream`` for an experience that stands alone."""
+    stream = stream_of(experience)
+    return str(stream.name) if stream is not None else "stream"
+
+
+def stream_length(experience: Any) -> int | None:
+    """Experiences in the stream that the (whole) experience's is, or is a slice of; ``None`` if it can't tell."""
+    stream = stream_of(experience)
+    benchmark = getattr(stream, "benchmark", None)
+    whole = stream if benchmark is None else benchmark.streams.get(stream.name)
+    return len(whole) if hasattr(whole, "__len__") else None
