@@ -24,8 +24,9 @@ class ExperienceScore(PluginMetric):  # type: ignore[misc]
 
     takes_only_the_batch = True
 
-    def __init__(self) -> None:
+    def __init__(self, score: str | None = None) -> None:
         super().__init__()
+        self._choice = score
         self._score: Score | None = None
 
     def before_eval_exp(self, strategy: Any) -> None:
@@ -35,7 +36,7 @@ class ExperienceScore(PluginMetric):  # type: ignore[misc]
     def after_eval_iteration(self, strategy: Any) -> None:
         """Take in a batch."""
         if self._score is None:
-            self._score = score_for(strategy.mb_y)
+            self._score = score_for(strategy.mb_y, self._choice)
         self._score.update(predictions(strategy), strategy.mb_y)
 
     def result(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.metrics.learning_curve import LearningCurveMetric
@@ -19,7 +21,13 @@ from plasticity_cl.metrics.plasticity import Reference, SeparationMetric
 from plasticity_cl.metrics.probe import At
 
 
-def plasticity_metrics(*, reference: Reference | None = None, threshold: float = 0.9) -> list[PluginMetric]:
+def plasticity_metrics(
+    *,
+    reference: Reference | None = None,
+    baseline: Mapping[str, Sequence[float]] | None = None,
+    score: str | None = None,
+    threshold: float = 0.9,
+) -> list[PluginMetric]:
     """Metrics that tell plasticity loss from forgetting, for any Avalanche strategy.
 
     Pass them to an ``EvaluationPlugin``, train one experience after the other, evaluate each right after training on
@@ -30,6 +38,8 @@ def plasticity_metrics(*, reference: Reference | None = None, threshold: float =
             function without arguments that returns a fresh network, or a fresh strategy, which is then trained on each
             experience beside the run. With it the separation is reported, without it the learning score against the
             first experience's.
+        baseline: S_ref, as a mapping.
+        score: The score's name.
         threshold: The training score that counts as learned, for the steps to it.
 
     Returns:
@@ -39,7 +49,7 @@ def plasticity_metrics(*, reference: Reference | None = None, threshold: float =
     Raises:
         UserError: If the threshold is above 1.
     """
-    return [SeparationMetric(reference), LearningCurveMetric(threshold)]
+    return [SeparationMetric(reference, baseline=baseline, score=score), LearningCurveMetric(threshold, score=score)]
 
 
 def mechanism_metrics(*, every: int = 1, at: At = "end", probe_size: int = 256) -> list[PluginMetric]:

@@ -34,11 +34,11 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
 
     takes_only_the_batch = True
 
-    def __init__(self, threshold: float = 0.9) -> None:
+    def __init__(self, threshold: float = 0.9, *, score: str | None = None) -> None:
         super().__init__()
         if threshold > 1:
             raise UserError(f"threshold is {threshold}: no accuracy and no R2 is above 1")
-        self._threshold = threshold
+        self._threshold, self._choice = threshold, score
         self.reset()
 
     def reset(self) -> None:
@@ -64,7 +64,7 @@ class LearningCurveMetric(PluginMetric):  # type: ignore[misc]
         """Take in a batch, without waiting for the device."""
         target = strategy.mb_y
         if self._score is None:
-            self._score = score_for(target)
+            self._score = score_for(target, self._choice)
         self._score.update(predictions(strategy), target)
         loss = getattr(strategy, "task_loss", None)
         if loss is None:

@@ -82,7 +82,11 @@ class SeparationMetric(GuardedMetric):
     takes_only_the_batch = True
 
     def __init__(
-        self, reference: Reference | None = None, *, baseline: Mapping[str, Sequence[float]] | None = None
+        self,
+        reference: Reference | None = None,
+        *,
+        baseline: Mapping[str, Sequence[float]] | None = None,
+        score: str | None = None,
     ) -> None:
         super().__init__()
         self._factory: FreshFactory | None = None
@@ -94,7 +98,8 @@ class SeparationMetric(GuardedMetric):
         if baseline is not None:
             self._given["baseline"] = _checked("baseline", baseline)
         self._has_reference = reference is not None
-        self._current = ExperienceScore()
+        self._score = score
+        self._current = ExperienceScore(score)
         self._said: set[str] = set()
         self._failed = False
         self.reset()
@@ -106,7 +111,7 @@ class SeparationMetric(GuardedMetric):
 
     def without_reference(self) -> SeparationMetric:
         """The same metric for a fresh network, which has no reference itself."""
-        return SeparationMetric()
+        return SeparationMetric(score=self._score)
 
     def result(self) -> dict[str, Separation]:
         """The separation on every evaluated stream, as far as the run has come; NaN where a score is missing."""
@@ -299,7 +304,7 @@ class SeparationMetric(GuardedMetric):
         ]
 
     def _fresh_score(self, strategy: Any) -> float:
-        return NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore())
+        return NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._score))
 
     @property
     def _fresh_networks(self) -> FreshNetworks | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -99,6 +100,18 @@ class R2:
         return 1.0 - float(self._residual) / spread if spread > 0 else float("nan")
 
 
-def score_for(target: Tensor) -> Score:
-    """R2 for floating-point targets, accuracy for integers."""
-    return R2() if target.is_floating_point() else Accuracy()
+class BoundedR2(R2):
+    """The coefficient of determination brought into [0, 1]: 1 / (2 - R2) = spread / (spread + residual)."""
+
+    def result(self) -> float:
+        """Spread / (spread + residual), in [0, 1]."""
+        spread = float(self._spread)
+        return spread / (spread + float(self._residual)) if spread > 0 else float("nan")
+
+
+SCORES: dict[str, Callable[[], Score]] = {"accuracy": Accuracy, "bounded-r2": BoundedR2, "r2": R2}
+
+
+def score_for(target: Tensor, choice: str | None = None) -> Score:
+    """What ``choice`` names; without one bounded R2 for floating-point targets, accuracy for integers."""
+    return SCORES[choice or ("bounded-r2" if target.is_floating_point() else "accuracy")]()
