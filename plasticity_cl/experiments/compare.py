@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.directory import check_out, finished_state, run_directory
-from plasticity_cl.experiments.spec import Machine, RunSpec, check, fresh_spec
+from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, check, fresh_spec
 from plasticity_cl.scenarios.catalogue import SCENARIOS
 
 _ATTEMPTS = 3
@@ -102,22 +102,38 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
     left = {directory: spec for directory, spec in runs.items() if finished_state(directory, spec) is None}
     waiting: dict[_Job, list[_Job]] = {}
     for directory, spec in left.items():
-        fresh = _Job(fresh_spec(spec), None, cache, machine)
+        baseline, fresh = (_Job(of(spec), None, cache, machine) for of in (baseline_spec, fresh_spec))
+        if fresh not in waiting.setdefault(baseline, []) and fresh != baseline:
+            waiting[baseline].append(fresh)
         waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
     if machine.jobs is not None and machine.jobs < 1:
         raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
     jobs = min(machine.jobs or os.cpu_count() or 1, len(left))
-    total = sum(job.ticks for fresh, dependents in waiting.items() for job in (fresh, *dependents))
+    total = sum(job.ticks for job in _in_order(waiting))
     # Quiet when piped: the bar is for eyes.
     with tqdm(total=total, unit="exp", disable=None, dynamic_ncols=True, leave=False) as bar:
         if jobs > 1:
             done = _in_processes(waiting, jobs, bar)
         else:
-            done = {job: job.do(bar.update) for fresh, dependents in waiting.items() for job in (fresh, *dependents)}
+            done = {job: job.do(bar.update) for job in _in_order(waiting)}
     states = {job.directory: state for job, state in done.items() if job.directory is not None}
     return {
         directory: states.get(directory) or finished_state(directory, spec) or "" for directory, spec in runs.items()
     }
+
+
+def _in_order(waiting: Mapping[_Job, list[_Job]]) -> list[_Job]:
+    """All jobs, each behind the one that it waits for."""
+    order = list(_first(waiting))
+    for job in order:
+        order += waiting.get(job, ())
+    return order
+
+
+def _first(waiting: Mapping[_Job, list[_Job]]) -> list[_Job]:
+    """The jobs that wait for no other."""
+    others = {job for dependents in waiting.values() for job in dependents}
+    return [job for job in waiting if job not in others]
 
 
 def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any]) -> dict[_Job, str]:
@@ -132,10 +148,8 @@ def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any])
         executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (ticks,))
         running: dict[Future[str], _Job] = {}
         try:
-            for fresh, dependents in waiting.items():
-                for job in dependents if fresh in done else [fresh]:
-                    if job not in done:
-                        running[executor.submit(_work, job)] = job
+            ready = [*_first(waiting), *(job for first in waiting if first in done for job in waiting[first])]
+            running |= {executor.submit(_work, job): job for job in ready if job not in done}
             while running:
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not ticks.empty():

@@ -304,7 +304,9 @@ class SeparationMetric(GuardedMetric):
         ]
 
     def _fresh_score(self, strategy: Any) -> float:
-        return NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._score))
+        return (
+            NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._score))
+        )
 
     @property
     def _fresh_networks(self) -> FreshNetworks | None:
