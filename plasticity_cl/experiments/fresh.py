@@ -79,7 +79,7 @@ def _versions() -> dict[str, str]:
 
 def _depends_on(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a fresh network depends on, of the fields of a spec; the ones that are missing have their defaults."""
-    return {name: value for name, value in (_DEFAULTS | fields).items() if name not in _CHANGES_NOTHING}
+    return {name: value for name, value in {**_DEFAULTS, **fields}.items() if name not in _CHANGES_NOTHING}
 
 
 def _key(spec: RunSpec, k: int) -> str:

@@ -113,10 +113,8 @@ def run(
             _train(spec, scenario, strategy, tick)
         except DivergedError as error:
             state, message = "diverged", str(error)
-        rows.finish(
-            separation.result(),
-            {stream: [best_constant(score, e) for e in scenario.streams[stream]] for stream in STREAMS},
-        )
+        chance = {stream: [best_constant(score, e) for e in scenario.streams[stream]] for stream in STREAMS}
+        rows.finish(separation.result(), chance)
         tensorboard.writer.close()
         _save_snapshot(directory / "snapshot.pt", strategy)
         write(state, message=message)
