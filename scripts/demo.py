@@ -21,8 +21,8 @@ COMPARISONS = {
         strategies=("finetune", "layernorm", "l2", "layernorm+l2", "ewc=100"),
         seeds=SEEDS,
         n_experiences=40,
-        n_samples=192,
-        epochs=25,
+        n_samples=256,
+        epochs=24,
     ),
     "class-incremental": CompareSpec(
         scenario="class-incremental", strategies=("finetune", "ewc=1e9"), seeds=SEEDS, epochs=5

@@ -100,12 +100,7 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
             are kept.
     """
     left = {directory: spec for directory, spec in runs.items() if finished_state(directory, spec) is None}
-    waiting: dict[_Job, list[_Job]] = {}
-    for directory, spec in left.items():
-        baseline, fresh = (_Job(of(spec), None, cache, machine) for of in (baseline_spec, fresh_spec))
-        if fresh not in waiting.setdefault(baseline, []) and fresh != baseline:
-            waiting[baseline].append(fresh)
-        waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
+    waiting = plan(left, cache, machine)
     if machine.jobs is not None and machine.jobs < 1:
         raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
     jobs = min(machine.jobs or os.cpu_count() or 1, len(left))
@@ -120,6 +115,21 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
     return {
         directory: states.get(directory) or finished_state(directory, spec) or "" for directory, spec in runs.items()
     }
+
+
+def plan(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict[_Job, list[_Job]]:
+    """The jobs behind which others wait: a run waits for its fresh reference, and that one for the baseline's.
+
+    So every reference is computed once, whatever is done at a time. On a stream without a twin the baseline's is its
+    own fresh reference, and its runs wait for that alone.
+    """
+    waiting: dict[_Job, list[_Job]] = {}
+    for directory, spec in runs.items():
+        baseline, fresh = (_Job(of(spec), None, cache, machine) for of in (baseline_spec, fresh_spec))
+        if fresh not in waiting.setdefault(baseline, []) and fresh != baseline:
+            waiting[baseline].append(fresh)
+        waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
+    return waiting
 
 
 def _in_order(waiting: Mapping[_Job, list[_Job]]) -> list[_Job]:
