@@ -44,6 +44,7 @@ def do(out, *specs, jobs=1):
     return run_all({run_directory(out, s): s for s in specs}, out / "fresh", Machine(jobs=jobs))
 
 
+NAMES = ("learned", "final", "fresh", "baseline", "handicap", "plasticity_loss", "forgetting", "total")
 STRATEGIES = ["finetune", "layernorm+l2", "ewc=100", "replay=50+layernorm"]
 SCENARIOS = [
     {"scenario": "label-reset"},
@@ -61,9 +62,7 @@ def test_every_row_keeps_the_identity_and_every_experience_has_its_rows(tmp_path
     for stream in ("train", "test"):
         for k in range(3):
             learned, final, fresh, baseline, handicap, lost, forgotten, total = (
-                values[metric, stream, "", k]
-                for metric in ("learned", "final", "fresh", "baseline")
-                + ("handicap", "plasticity_loss", "forgetting", "total")
+                values[metric, stream, "", k] for metric in NAMES
             )
             assert handicap == baseline - fresh
             assert lost == fresh - learned
@@ -255,9 +254,8 @@ def test_a_cached_score_that_is_not_of_this_network_is_not_read(tmp_path, damage
     cached.write_text(json.dumps(record))
     run(s, tmp_path / "again", tmp_path / "fresh")
     assert cached.read_text() == true
-    assert (tmp_path / "again" / "metrics.csv").read_bytes() == (
-        run_directory(tmp_path, s) / "metrics.csv"
-    ).read_bytes()
+    again, before = tmp_path / "again", run_directory(tmp_path, s)
+    assert (again / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
 
 
 def test_a_field_that_was_added_later_leaves_cached_fresh_networks_as_they_are(tmp_path):
