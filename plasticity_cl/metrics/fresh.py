@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -49,7 +49,9 @@ class FreshNetworks:
 
     def __init__(self, factory: FreshFactory) -> None:
         self._factory = factory
+        self._met = False
         self._template: AvalancheTemplate | None = None
+        self._uncopied = ""
         self._optimizer: Any = None
         self._settings: dict[str, Any] = {}
         self._hyperparameters: list[dict[str, Any]] = []
@@ -63,12 +65,12 @@ class FreshNetworks:
 
     def remember(self, strategy: Any) -> None:
         """Copy the strategy as it is; to be called when it is met, before it trains for the first time."""
-        if self._template is not None or self._refused:
+        if self._met:
             return
-        if isinstance(strategy, JointTraining):
-            self._refuse("JointTraining trains on all experiences at once, which no network does on one alone")
+        self._met = True
         if strategy.clock.train_iterations > 0:
-            self._refuse("the strategy has trained already when the metric meets it")
+            self._uncopied = "the strategy had trained already when the metric met it"
+            return
         try:
             parts = network_parts(bound_copy(strategy.model, []))
             pairs = [(part, parts[name]) for name, part in network_parts(strategy.model).items()]
@@ -80,9 +82,7 @@ class FreshNetworks:
                 if metric is not None
             ]
         except CopyError as error:
-            self._template = None
-            self._refuse(str(error))
-        self._note_settings(strategy)
+            self._template, self._uncopied = None, str(error)
 
     def before_training(self, strategy: Any) -> None:
         """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
@@ -90,7 +90,9 @@ class FreshNetworks:
         self._rng = rng_state()
         self._options = _options_of_train(strategy)
         if self._template is not None:
-            self._follow_settings(strategy)
+            if self._settings:
+                self._follow_settings(strategy)
+            self._note_settings(strategy)
 
     def before_experience(self) -> None:
         """Note the random state before anything is done for an experience after the first of one ``train()``."""
@@ -112,6 +114,8 @@ class FreshNetworks:
         """
         if self._refused:
             return
+        if isinstance(strategy, JointTraining):
+            self._refuse("JointTraining trains on all experiences at once, and no network does that on one alone")
         experience = strategy.experience
         of = (whole_experience(experience), number_of(experience))
         goes_on = experience is not of[0] and self._trained_on is not None and self._trained_on[0] is of[0]
@@ -169,15 +173,16 @@ class FreshNetworks:
             self._refuse("the reference returned the same network twice; it must make a new one at each call")
         self._made = [made]
         if isinstance(made, BaseTemplate):
+            made.evaluator.loggers = []
             return made
-        assert self._template is not None
+        if self._template is None:
+            self._refuse(self._uncopied)
         old, new = network_parts(self._template.model), network_parts(made)
         self._check_like(old, new)
         try:
             return bound_copy(self._template, [(part, new[name]) for name, part in old.items()])  # type: ignore[no-any-return]
         except CopyError as error:
             self._refuse(str(error))
-            raise
 
     def _check_like(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Refuse a network that is not built as the strategy's was before its first training."""
@@ -186,7 +191,7 @@ class FreshNetworks:
             if here != there:
                 self._refuse(f"the reference's network differs from the strategy's: {name} is {there}, not {here}")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         self._refused = why
         raise UserError(f"no fresh networks: {why}; {_ADVICE}")
 

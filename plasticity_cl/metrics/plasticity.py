@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training import JointTraining
 
@@ -319,10 +320,14 @@ class SeparationMetric(GuardedMetric):
             warnings.warn(f"{type(self).__name__}: {what}", stacklevel=4)
 
 
-def _state_of_network(strategy: Any) -> Any:
-    """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does."""
-    tensors = (*strategy.model.parameters(), *strategy.model.buffers())
-    return strategy.clock.train_exp_iterations, [(id(tensor), tensor._version) for tensor in tensors]
+def _state_of_network(strategy: Any) -> list[float]:
+    """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does.
+
+    Two sums over each tensor: versions that PyTorch counts miss what is written to ``parameter.data``.
+    """
+    tensors = [tensor.detach().float() for tensor in (*strategy.model.parameters(), *strategy.model.buffers())]
+    sums = [part for tensor in tensors for part in (tensor.sum(), tensor.square().sum())]
+    return torch.stack(sums).tolist() if sums else []
 
 
 def _checked(name: str, given: Any) -> dict[str, list[float]]:
