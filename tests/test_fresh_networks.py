@@ -1,14 +1,17 @@
 """The invariant of the fresh reference: the same start weights end as the same weights, in any Avalanche script."""
 
+import copy
+import threading
+import warnings
 import weakref
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import IncrementalClassifier
-from avalanche.training import AGEM, EWC, Cumulative, LwF, Naive, Replay, SynapticIntelligence
+from avalanche.training import AGEM, EWC, Cumulative, JointTraining, LwF, Naive, Replay, SynapticIntelligence
 from avalanche.training import plugins as avalanche_plugins
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
@@ -18,6 +21,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
+from plasticity_cl.errors import UserError
 from plasticity_cl.metrics import plasticity_metrics
 from plasticity_cl.strategies import L2Plugin, LayerNormPlugin, WeightDecayPlugin
 from plasticity_cl.training import SupervisedTemplate
@@ -32,9 +36,14 @@ def labelled(n, seed, shift=0.0):
     return as_classification_dataset(data)
 
 
-BENCHMARK = benchmark_from_datasets(
-    train=[labelled(51, k, k) for k in range(3)], test=[labelled(21, 100 + k, k) for k in range(3)]
+BENCHMARK = with_classes_timeline(
+    benchmark_from_datasets(
+        train=[labelled(51, k, k) for k in range(3)], test=[labelled(21, 100 + k, k) for k in range(3)]
+    )
 )
+
+
+WITH_TASK_LABELS = with_task_labels(BENCHMARK)
 
 
 def plain():
@@ -84,9 +93,9 @@ class NoisySign(optim.Optimizer):
     """A stranger's optimizer that takes the network itself, and draws from a generator of its own."""
 
     def __init__(self, network, learning_rate, seed):
-        self.rate, self.random = learning_rate, torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(seed)
         self.names = [name for name, _ in network.named_parameters()]
-        super().__init__(network.parameters(), {})
+        super().__init__(network.parameters(), {"lr": learning_rate})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -94,7 +103,7 @@ class NoisySign(optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     noise = torch.randn(p.shape, generator=self.random)
-                    p.data.add_(p.grad.sign() + 0.1 * noise, alpha=-self.rate)
+                    p.data.add_(p.grad.sign() + 0.1 * noise, alpha=-group["lr"])
 
 
 def two_groups(kind, **options):
@@ -329,6 +338,7 @@ def scripts(draw):
         plugins.append(lambda m, o: LRSchedulerPlugin(make(o), step_granularity=granularity))
     options = {
         "eval_every": draw(st.sampled_from([-1, 0, 1])),
+        "benchmark": draw(st.sampled_from([BENCHMARK, WITH_TASK_LABELS])),
         "train": draw(st.sampled_from([{}, {"shuffle": False}, {"drop_last": True}, {"num_workers": 0}])),
     }
     if kind == "own train" and draw(st.booleans()):
@@ -338,10 +348,11 @@ def scripts(draw):
 
 def train_first(kind, network, optimizer, plugins, options, metrics=()):
     cl = build(kind, network, optimizer, plugins, metrics, eval_every=options["eval_every"])
+    benchmark = options["benchmark"]
     torch.manual_seed(5)
-    cl.train(BENCHMARK.train_stream[0], eval_streams=[BENCHMARK.test_stream[:1]], **options["train"])
+    cl.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream[:1]], **options["train"])
     after = torch.get_rng_state()
-    cl.eval(BENCHMARK.test_stream[:1])
+    cl.eval(benchmark.test_stream[:1])
     return cl, after
 
 
@@ -363,3 +374,217 @@ def test_the_same_start_gives_the_same_network_and_the_run_is_not_disturbed(scri
     result = metrics[0].result()["test"]
     assert result.fresh[0] == result.learned[0] == result.final[0]
     assert result.plasticity_loss[0] == result.forgetting[0] == 0
+
+
+def run_all(metrics, network=plain, optimizer="sgd", plugins=(), before=lambda cl, k: None, kind="naive", **options):
+    cl = build(kind, network, optimizer, plugins, metrics, **options)
+    for k, experience in enumerate(BENCHMARK.train_stream):
+        before(cl, k)
+        torch.manual_seed(k)
+        cl.train(experience, eval_streams=[])
+        cl.eval(BENCHMARK.test_stream[k : k + 1])
+    cl.eval(BENCHMARK.test_stream)
+    return cl
+
+
+def alone(k, network=plain, optimizer="sgd", plugins=(), before=lambda cl, k: None, kind="naive", **options):
+    """S_k by hand: a new strategy of the same kind, trained on experience k alone."""
+    metrics = plasticity_metrics()
+    cl = build(kind, network, optimizer, plugins, metrics, **options)
+    before(cl, k)
+    torch.manual_seed(k)
+    cl.train(BENCHMARK.train_stream[k], eval_streams=[])
+    cl.eval(BENCHMARK.test_stream[k : k + 1])
+    return metrics[0].result()["test"].learned[k]
+
+
+def set_rate(cl, k):
+    for group in cl.optimizer.param_groups:
+        group["lr"] = 0.3 / (1 + k)
+
+
+def set_epochs(cl, k):
+    cl.train_epochs, cl.train_mb_size = 1 + k, 8 * (k + 1)
+
+
+def set_optimizer(cl, k):
+    cl.optimizer = optim.Adam(cl.model.parameters(), lr=0.01 * (k + 1))
+
+
+@pytest.mark.parametrize("before", [lambda cl, k: None, set_rate, set_epochs, set_optimizer])
+@pytest.mark.parametrize("network", [plain, Growing])
+def test_later_fresh_networks_are_those_of_a_run_on_the_experience_alone(before, network):
+    metrics = plasticity_metrics(reference=network)
+    run_all(metrics, network, before=before)
+    fresh = metrics[0].result()["test"].fresh
+    assert [alone(k, network, before=before) for k in range(3)] == list(fresh)
+    assert len(set(fresh)) > 1
+
+
+def test_a_network_whose_experiences_are_trained_in_one_call_has_its_fresh_ones_too():
+    metrics = plasticity_metrics(reference=plain)
+    cl = build("naive", plain, "sgd", metrics=metrics, eval_every=0)
+    cl.train(BENCHMARK.train_stream, eval_streams=[BENCHMARK.test_stream])
+    cl.eval(BENCHMARK.test_stream)
+    result = metrics[0].result()["test"]
+    assert not any(value != value for value in result.total)
+    assert result.plasticity_loss[0] == 0
+
+
+def test_an_own_generator_of_the_loader_is_left_to_the_run():
+    random = torch.Generator().manual_seed(9)
+    bare = build("naive", plain, "sgd")
+    bare.train(BENCHMARK.train_stream[0], eval_streams=[], generator=random)
+    after = random.get_state()
+    metrics, random = plasticity_metrics(reference=plain), torch.Generator().manual_seed(9)
+    cl = build("naive", plain, "sgd", metrics=metrics)
+    cl.train(BENCHMARK.train_stream[0], eval_streams=[], generator=random)
+    assert torch.equal(after, random.get_state())
+    assert same(weights(bare), weights(cl))
+    assert same(weights(metrics[0]._fresh_networks._fresh), weights(cl))
+
+
+def test_what_a_plugin_writes_outside_of_itself_is_written_once():
+    seen = []
+
+    class Count(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **_):
+            seen.append(strategy.clock.train_exp_epochs)
+
+    run_all(plasticity_metrics(reference=plain), plugins=[lambda m, o: Count()])
+    assert len(seen) == 9
+
+
+scheduler_of_the_script = None
+
+
+class StepsGlobal(SupervisedPlugin):
+    def after_training_epoch(self, strategy, **_):
+        step_the_global()
+
+
+def step_the_global():
+    scheduler_of_the_script.step()
+
+
+class HoldsLock(SupervisedPlugin):
+    def __init__(self, network):
+        super().__init__()
+        self.lock, self.network = threading.Lock(), network
+
+
+def with_global_scheduler(network, optimizer):
+    global scheduler_of_the_script
+    scheduler_of_the_script = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    plugin = StepsGlobal()
+    plugin.scheduler = scheduler_of_the_script
+    return plugin
+
+
+def wider():
+    return nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 10))
+
+
+def frozen():
+    network = plain()
+    network[0].weight.requires_grad_(False)
+    return network
+
+
+CACHED = plain()
+
+
+@pytest.mark.parametrize(
+    ("reference", "plugins", "message"),
+    [
+        (plain, [with_global_scheduler], "StepsGlobal reads the global variable scheduler_of_the_script"),
+        (plain, [lambda m, o: HoldsLock(m)], "HoldsLock of Naive cannot be copied"),
+        (wider, [], r"parameter 0.weight is float32 \[17, 6\], not float32 \[16, 6\]"),
+        (frozen, [], r"parameter 0.weight is float32 \[16, 6\], frozen, not float32 \[16, 6\]"),
+        (lambda: CACHED, [], "the same network twice"),
+        (lambda: nn.Sequential(nn.Linear(6, 10)), [], "module 0|module 1 is missing"),
+        (lambda: 1 / 0, [], "ZeroDivisionError"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_said_once_by_name_and_the_run_goes_on(reference, plugins, message):
+    bare = run_all([], plugins=plugins)
+    metrics = plasticity_metrics(reference=reference)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cl = run_all(metrics, plugins=plugins)
+    said = [str(warning.message) for warning in caught if "SeparationMetric" in str(warning.message)]
+    assert len(said) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(said[0])
+    assert same(weights(bare), weights(cl))
+    assert all(value != value for value in metrics[0].result()["test"].plasticity_loss[1:])
+
+
+def test_a_factory_of_whole_strategies_needs_no_copy():
+    metrics = plasticity_metrics(reference=lambda: build("naive", plain, "sgd", [lambda m, o: HoldsLock(m)]))
+    run_all(metrics, plugins=[lambda m, o: HoldsLock(m)])
+    assert [alone(k) for k in range(3)] == list(metrics[0].result()["test"].fresh)
+
+
+def returns_the_trained_network():
+    model = plain()
+    metrics = plasticity_metrics(reference=lambda: model)
+    return build("naive", lambda: model, "sgd", metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ([0.9, 0.8, 0.7], "reference must be a mapping.* it is a list"),
+        ({"test": 0.9}, "the scores of 'test' are 0.9"),
+        ({"test": ["high"]}, "the scores of 'test'"),
+        (plain(), "reference must be a mapping"),
+    ],
+)
+def test_a_wrong_reference_is_refused_when_it_is_given(reference, message):
+    if isinstance(reference, nn.Module):
+        reference = list(reference.parameters())
+    with pytest.raises(UserError, match=message):
+        plasticity_metrics(reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference": {"tset": [1.0] * 3}}, "reference: unknown stream 'tset'; did you mean test"),
+        ({"reference": {"test": [1.0] * 2}}, "stream test has 3 experiences, and 2 scores are given"),
+        ({"baseline": {"test": []}}, "baseline: stream test has 3 experiences, and 0 scores are given"),
+        ({"reference": lambda: 1}, "it returned a int"),
+        ({"reference": lambda: "network"}, "it returned a str"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_refused_before_the_first_step(options, message):
+    cl = build("naive", plain, "sgd", metrics=plasticity_metrics(**options))
+    before = copy.deepcopy(weights(cl))
+    with pytest.raises(UserError, match=message):
+        cl.train(BENCHMARK.train_stream, eval_streams=[])
+    assert same(before, weights(cl))
+
+
+def test_a_reference_that_returns_the_trained_network_is_refused():
+    with pytest.raises(UserError, match="returned the network that is trained"):
+        returns_the_trained_network().train(BENCHMARK.train_stream[0], eval_streams=[])
+
+
+def test_joint_training_has_a_table_but_no_fresh_networks():
+    metrics = plasticity_metrics(reference=plain)
+    model = plain()
+    cl = JointTraining(
+        model=model,
+        optimizer=optim.SGD(model.parameters(), lr=0.2),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=16,
+        evaluator=EvaluationPlugin(metrics, loggers=[]),
+    )
+    with pytest.warns(UserWarning, match="JointTraining trains on all experiences at once"):
+        cl.train(BENCHMARK.train_stream, eval_streams=[])
+    cl.eval(BENCHMARK.test_stream)
+    result = metrics[0].result()["test"]
+    assert list(result.learned) == list(result.final)
+    assert len(result.learned) == 3
+    assert not any(value != value for value in result.forgetting)

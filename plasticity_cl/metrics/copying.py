@@ -76,6 +76,7 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     memo: dict[int, Any] = {id(old): new for old, new in pairs}
     memory = {old.untyped_storage().data_ptr(): (old, new) for old, new in pairs if isinstance(old, Tensor)}
     reached = _Reached(root, memo, memory)
+    untouched = dict(memo)
     try:
         for optimizer in reached.optimizers:
             memo[id(optimizer)] = object.__new__(type(optimizer))
@@ -103,7 +104,7 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     except CopyError:
         raise
     except Exception as error:  # whatever a stranger's object raises when it is copied
-        raise CopyError(f"{_holder(root, memo)} cannot be copied ({type(error).__name__}: {error})") from error
+        raise CopyError(f"{_holder(root, untouched)} cannot be copied ({type(error).__name__}: {error})") from error
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.metrics.learning_curve import LearningCurveMetric
@@ -19,7 +21,12 @@ from plasticity_cl.metrics.plasticity import Reference, SeparationMetric
 from plasticity_cl.metrics.probe import At
 
 
-def plasticity_metrics(*, reference: Reference | None = None, threshold: float = 0.9) -> list[PluginMetric]:
+def plasticity_metrics(
+    *,
+    reference: Reference | None = None,
+    baseline: Mapping[str, Sequence[float]] | None = None,
+    threshold: float = 0.9,
+) -> list[PluginMetric]:
     """Metrics that tell plasticity loss from forgetting, for any Avalanche strategy.
 
     Pass them to an ``EvaluationPlugin``, train one experience after the other, evaluate each right after training on
@@ -30,6 +37,8 @@ def plasticity_metrics(*, reference: Reference | None = None, threshold: float =
             function without arguments that returns a fresh network, or a fresh strategy, which is then trained on each
             experience beside the run. With it the separation is reported, without it the learning score against the
             first experience's.
+        baseline: S_ref, the scores that strategies to be compared have in common as their reference, as a mapping like
+            ``reference``; see :func:`separate`.
         threshold: The training score that counts as learned, for the steps to it.
 
     Returns:
@@ -39,7 +48,7 @@ def plasticity_metrics(*, reference: Reference | None = None, threshold: float =
     Raises:
         UserError: If the threshold is above 1.
     """
-    return [SeparationMetric(reference), LearningCurveMetric(threshold)]
+    return [SeparationMetric(reference, baseline=baseline), LearningCurveMetric(threshold)]
 
 
 def mechanism_metrics(*, every: int = 1, at: At = "end", probe_size: int = 256) -> list[PluginMetric]:
