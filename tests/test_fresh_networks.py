@@ -9,6 +9,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import IncrementalClassifier
 from avalanche.training import AGEM, EWC, Cumulative, JointTraining, LwF, Naive, Replay, SynapticIntelligence
@@ -33,17 +34,22 @@ def labelled(n, seed, shift=0.0):
     x = torch.randn(n, 6, generator=random) + 2 * nn.functional.one_hot(y, 6).float() + shift
     data = TensorDataset(x, y)
     data.targets = y.tolist()
-    return as_classification_dataset(data)
+    return data
 
 
-BENCHMARK = with_classes_timeline(
-    benchmark_from_datasets(
-        train=[labelled(51, k, k) for k in range(3)], test=[labelled(21, 100 + k, k) for k in range(3)]
+def benchmark(as_dataset):
+    return with_classes_timeline(
+        benchmark_from_datasets(
+            train=[as_dataset(labelled(51, k, k)) for k in range(3)],
+            test=[as_dataset(labelled(21, 100 + k, k)) for k in range(3)],
+        )
     )
-)
 
 
-WITH_TASK_LABELS = with_task_labels(BENCHMARK)
+BENCHMARK = benchmark(as_classification_dataset)
+
+
+WITH_TASK_LABELS = with_task_labels(benchmark(lambda data: _make_taskaware_classification_dataset(data, task_labels=0)))
 
 
 def plain():
@@ -348,11 +354,11 @@ def scripts(draw):
 
 def train_first(kind, network, optimizer, plugins, options, metrics=()):
     cl = build(kind, network, optimizer, plugins, metrics, eval_every=options["eval_every"])
-    benchmark = options["benchmark"]
+    train_stream, test_stream = options["benchmark"].train_stream, options["benchmark"].test_stream
     torch.manual_seed(5)
-    cl.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream[:1]], **options["train"])
+    cl.train(train_stream[0], eval_streams=[test_stream[:1]], **options["train"])
     after = torch.get_rng_state()
-    cl.eval(benchmark.test_stream[:1])
+    cl.eval(test_stream[:1])
     return cl, after
 
 
