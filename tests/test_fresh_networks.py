@@ -257,6 +257,13 @@ PLUGINS = {
     "agem": lambda m, o: avalanche_plugins.AGEMPlugin(10, 10),
     "si": lambda m, o: avalanche_plugins.SynapticIntelligencePlugin(0.1),
     "gdumb": lambda m, o: avalanche_plugins.GDumbPlugin(20),
+    "rwalk": lambda m, o: avalanche_plugins.RWalkPlugin(),
+    "lfl": lambda m, o: avalanche_plugins.LFLPlugin(0.1),
+    "feature distillation": lambda m, o: avalanche_plugins.FeatureDistillationPlugin(),
+    "gss": lambda m, o: avalanche_plugins.GSS_greedyPlugin(10, input_size=[6]),
+    "mir": lambda m, o: avalanche_plugins.MIRPlugin(8, 10, 4),
+    "rar": lambda m, o: avalanche_plugins.RARPlugin(10, batch_size_mem=8),
+    "mas": lambda m, o: avalanche_plugins.MASPlugin(),
     "from scratch": lambda m, o: avalanche_plugins.FromScratchTrainingPlugin(),
     "layer norm": lambda m, o: LayerNormPlugin(),
     "l2": lambda m, o: L2Plugin(1e-2),
@@ -497,9 +504,6 @@ def frozen():
     return network
 
 
-CACHED = plain()
-
-
 @pytest.mark.parametrize(
     ("reference", "plugins", "message"),
     [
@@ -507,7 +511,6 @@ CACHED = plain()
         (plain, [lambda m, o: HoldsLock(m)], "HoldsLock of Naive cannot be copied"),
         (wider, [], r"parameter 0.weight is float32 \[17, 6\], not float32 \[16, 6\]"),
         (frozen, [], r"parameter 0.weight is float32 \[16, 6\], frozen, not float32 \[16, 6\]"),
-        (lambda: CACHED, [], "the same network twice"),
         (lambda: nn.Sequential(nn.Linear(6, 10)), [], "module 0|module 1 is missing"),
         (lambda: 1 / 0, [], "ZeroDivisionError"),
     ],
@@ -573,8 +576,16 @@ def test_a_reference_that_does_not_fit_is_refused_before_the_first_step(options,
 
 
 def test_a_reference_that_returns_the_trained_network_is_refused():
-    with pytest.raises(UserError, match="returned the network that is trained"):
+    with pytest.raises(UserError, match="a network that is in use already"):
         returns_the_trained_network().train(BENCHMARK.train_stream[0], eval_streams=[])
+
+
+def test_a_reference_that_goes_on_returning_one_network_is_said():
+    networks = [plain(), plain()]
+    metrics = plasticity_metrics(reference=lambda: networks.pop(0) if len(networks) > 1 else networks[0])
+    with pytest.warns(UserWarning, match="a network that is in use already"):
+        cl = run_all(metrics)
+    assert same(weights(run_all([])), weights(cl))
 
 
 def test_joint_training_has_a_table_but_no_fresh_networks():

@@ -7,15 +7,17 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.training import JointTraining
+from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.copying import CopyError, bound_copy, network_parts
@@ -23,6 +25,7 @@ from plasticity_cl.metrics.guard import RefusedError
 from plasticity_cl.metrics.identity import number_of, whole_experience
 from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.seeding import preserve_rng, restore_rng, rng_state
+from plasticity_cl.training.hooks import is_overridden
 
 FreshFactory = Callable[[], nn.Module | AvalancheTemplate]
 
@@ -57,7 +60,7 @@ class FreshNetworks:
         self._hyperparameters: list[dict[str, Any]] = []
         self._plugins: list[Any] = []
         self._refused = ""
-        self._made: list[Any] = []
+        self._in_use: MutableMapping[Tensor, None] = WeakTensorKeyDictionary()
         self._rng: Any = None
         self._options: dict[str, Any] = {}
         self._fresh: AvalancheTemplate | None = None
@@ -71,9 +74,14 @@ class FreshNetworks:
         if strategy.clock.train_iterations > 0:
             self._uncopied = "the strategy had trained already when the metric met it"
             return
+        self._in_use.update(dict.fromkeys(strategy.model.parameters()))
+        made = self._new()
+        if isinstance(made, BaseTemplate):
+            return
+        old, new = network_parts(strategy.model), network_parts(made)
+        self._check_like(old, new)
+        pairs = [(part, new[name]) for name, part in old.items()]
         try:
-            parts = network_parts(bound_copy(strategy.model, []))
-            pairs = [(part, parts[name]) for name, part in network_parts(strategy.model).items()]
             evaluator = _quiet_evaluator(strategy)
             self._template = bound_copy(strategy, [*pairs, (strategy.evaluator, evaluator)])
             evaluator.metrics = [
@@ -83,6 +91,7 @@ class FreshNetworks:
             ]
         except CopyError as error:
             self._template, self._uncopied = None, str(error)
+        self._warn_of_early_plugins(strategy)
 
     def before_training(self, strategy: Any) -> None:
         """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
@@ -123,7 +132,7 @@ class FreshNetworks:
         self._fresh = None
         with preserve_rng(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the watched strategy says it itself
-            fresh = trained if goes_on and trained is not None else self._make(strategy)
+            fresh = trained if goes_on and trained is not None else self._make()
             options = bound_copy(self._options, [])
             restore_rng(self._rng)
             fresh.train(experience, eval_streams=list(strategy._eval_streams or []), **options)
@@ -151,27 +160,11 @@ class FreshNetworks:
             evaluator.metrics = metrics
         return float(metric.result())
 
-    def _make(self, strategy: Any) -> AvalancheTemplate:
-        with preserve_rng():
-            made = self._factory()
-        if isinstance(made, BaseTemplate):
-            network = made.model
-        elif isinstance(made, nn.Module):
-            network = made
-        else:
-            kind = type(made).__name__
-            raise RefusedError(
-                f"the reference must return a torch.nn.Module or an Avalanche strategy; it returned a {kind}"
-            )
-        watched = {id(parameter) for parameter in strategy.model.parameters()}
-        in_use = any(id(p) in watched for p in network.parameters() if p.requires_grad)
-        if in_use:
-            raise RefusedError(
-                "the reference returned the network that is trained; it must make a new one at each call"
-            )
-        if any(made is other for other in self._made):
-            self._refuse("the reference returned the same network twice; it must make a new one at each call")
-        self._made = [made]
+    def _make(self) -> AvalancheTemplate:
+        try:
+            made = self._new()
+        except RefusedError as error:  # it is too late to refuse the run
+            self._refuse(str(error))
         if isinstance(made, BaseTemplate):
             made.evaluator.loggers = []
             return made
@@ -183,6 +176,40 @@ class FreshNetworks:
             return bound_copy(self._template, [(part, new[name]) for name, part in old.items()])  # type: ignore[no-any-return]
         except CopyError as error:
             self._refuse(str(error))
+
+    def _new(self) -> nn.Module | AvalancheTemplate:
+        """A new network or strategy from the factory.
+
+        Raises:
+            RefusedError: If it is neither of them, or holds on to parameters of one that it made before.
+        """
+        with preserve_rng():
+            made = self._factory()
+        if not isinstance(made, nn.Module | BaseTemplate):
+            kind = type(made).__name__
+            raise RefusedError(
+                f"the reference must return a torch.nn.Module or an Avalanche strategy; it returned a {kind}"
+            )
+        network = made.model if isinstance(made, BaseTemplate) else made
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if any(parameter in self._in_use for parameter in parameters):
+            raise RefusedError(
+                "the reference returned a network that is in use already; it must make a new one at each call"
+            )
+        self._in_use.update(dict.fromkeys(parameters))
+        return made
+
+    def _warn_of_early_plugins(self, strategy: Any) -> None:
+        early = strategy.plugins[: strategy.plugins.index(strategy.evaluator)]
+        for plugin in early:
+            acts = is_overridden(plugin, "before_training") and not isinstance(plugin, LRSchedulerPlugin)
+            if acts and strategy.is_training:
+                name = type(plugin).__name__
+                warnings.warn(
+                    f"fresh networks: {name} acts in before_training, before anybody could copy it, so that its copies "
+                    f"act a second time; if that makes a difference, {_ADVICE}",
+                    stacklevel=2,
+                )
 
     def _check_like(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Refuse a network that is not built as the strategy's was before its first training."""
