@@ -13,7 +13,7 @@ from torch.func import functional_call, vjp, vmap
 from plasticity_cl.diagnostics.ntk_layers import BUDGET
 from plasticity_cl.diagnostics.ntk_record import NOT_FINITE, Recorder
 from plasticity_cl.diagnostics.ranks import count_to_share
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.undisturbed import ordinary_loss, ordinary_tensor, undisturbed
 from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.seeding import generator
 
@@ -59,7 +59,8 @@ def empirical_ntk(
 
     Returns:
         The kernel, symmetric, and positive semi-definite up to rounding, in float64 on the network's device. For a
-        network in float32 it is within 1e-5 of the exact one, relative to the largest entry.
+        network in float32 it is within 1e-5 of the exact one, relative to the largest entry. A network in half
+        precision is looked at in float32.
 
     Raises:
         UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, the outputs
@@ -76,15 +77,17 @@ def empirical_ntk(
         raise UserError(f"a tangent kernel needs at least one sample, got inputs of shape {list(inputs.shape)}")
     if targets is not None and (targets.dim() == 0 or len(targets) != len(inputs)):
         raise UserError(f"got {len(inputs)} inputs, but targets of shape {list(targets.shape)}")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise UserError("the network has no trainable parameter, so it has no tangent kernel")
-    recorder = Recorder(trainable, len(inputs))
-    with torch.inference_mode(False), undisturbed(model):
-        inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
+    with undisturbed(model, differentiable=True) as network:
+        trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        if not trainable:
+            raise UserError("the network has no trainable parameter, so it has no tangent kernel")
+        inputs = ordinary_tensor(inputs, single_precision=network is not model)
+        if targets is not None and loss is not None:
+            targets, loss = ordinary_tensor(targets, single_precision=True), ordinary_loss(loss)
+        recorder = Recorder(trainable, len(inputs))
         try:
             with recorder:
-                outputs = model(inputs)
+                outputs = network(inputs)
             _check_outputs(outputs, len(inputs))
             directions = _directions(kind, outputs, targets, loss)
             kernel, uncovered = recorder.kernel(outputs, directions, joint=kind == "full")
@@ -92,11 +95,11 @@ def empirical_ntk(
         finally:
             recorder.clear()
         if uncovered:
-            _check_samples_apart(model, inputs, outputs.detach())
+            _check_samples_apart(network, inputs, outputs.detach())
             del outputs
-            _warn(model, uncovered)
+            _warn(network, uncovered)
             remaining = {name: trainable[name].detach() for name in uncovered}
-            _add_by_torch_func(kernel, model, inputs, remaining, directions, activations)
+            _add_by_torch_func(kernel, network, inputs, remaining, directions, activations)
     lower = kernel.flatten(2).flatten(0, 1).tril()
     gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
     if not gram.isfinite().all():
