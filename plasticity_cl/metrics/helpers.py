@@ -19,6 +19,7 @@ from plasticity_cl.metrics.mechanisms import (
 )
 from plasticity_cl.metrics.plasticity import Reference, SeparationMetric
 from plasticity_cl.metrics.probe import At
+from plasticity_cl.metrics.scores import Choice
 
 
 def plasticity_metrics(
@@ -26,6 +27,7 @@ def plasticity_metrics(
     reference: Reference | None = None,
     baseline: Mapping[str, Sequence[float]] | None = None,
     threshold: float = 0.9,
+    score: Choice = None,
 ) -> list[PluginMetric]:
     """Metrics that tell plasticity loss from forgetting, for any Avalanche strategy.
 
@@ -40,15 +42,18 @@ def plasticity_metrics(
         baseline: S_ref, the scores that strategies to be compared have in common as their reference, as a mapping like
             ``reference``; see :func:`separate`.
         threshold: The training score that counts as learned, for the steps to it.
+        score: What is scored: ``"accuracy"``, ``"bounded-r2"``, ``"r2"`` or a function without arguments that returns a
+            score, for instance ``lambda: Accuracy(threshold=0.0)``; ``None`` goes by the targets and the criterion, see
+            :func:`~plasticity_cl.metrics.scores.score_for`.
 
     Returns:
         A :class:`SeparationMetric`, whose ``result()`` is the separation of each stream, and a
         :class:`LearningCurveMetric`.
 
     Raises:
-        UserError: If the threshold is above 1.
+        UserError: If the threshold is above 1, the score is none, or the reference or the baseline are no scores.
     """
-    return [SeparationMetric(reference, baseline=baseline), LearningCurveMetric(threshold)]
+    return [SeparationMetric(reference, baseline=baseline, score=score), LearningCurveMetric(threshold, score=score)]
 
 
 def mechanism_metrics(*, every: int = 1, at: At = "end", probe_size: int = 256) -> list[PluginMetric]:

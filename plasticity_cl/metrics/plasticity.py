@@ -26,6 +26,7 @@ from plasticity_cl.metrics.identity import (
     streams_of_benchmark,
 )
 from plasticity_cl.metrics.scalar import Scalar
+from plasticity_cl.metrics.scores import Choice
 from plasticity_cl.metrics.separation import Separation, separate
 
 Reference = Mapping[str, Sequence[float]] | FreshFactory
@@ -93,7 +94,11 @@ class SeparationMetric(GuardedMetric):
     takes_only_the_batch = True
 
     def __init__(
-        self, reference: Reference | None = None, *, baseline: Mapping[str, Sequence[float]] | None = None
+        self,
+        reference: Reference | None = None,
+        *,
+        baseline: Mapping[str, Sequence[float]] | None = None,
+        score: Choice = None,
     ) -> None:
         super().__init__()
         self._factory: FreshFactory | None = None
@@ -105,7 +110,7 @@ class SeparationMetric(GuardedMetric):
         if baseline is not None:
             self._given["baseline"] = _checked("baseline", baseline)
         self._has_reference = reference is not None
-        self._current = ExperienceScore()
+        self._choice, self._current = score, ExperienceScore(score)
         self._said: set[str] = set()
         self._failed = False
         self.reset()
@@ -316,7 +321,9 @@ class SeparationMetric(GuardedMetric):
         ]
 
     def _fresh_score(self, strategy: Any) -> float:
-        return NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore())
+        return (
+            NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._choice))
+        )
 
     @property
     def _fresh_networks(self) -> FreshNetworks | None:
