@@ -260,6 +260,8 @@ def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple[int, ...]]
     """
     if not inputs.dim() or not len(inputs):
         raise UserError(f"samples in inputs must be at least 1, got inputs of shape {list(inputs.shape)}")
+    if not inputs.isfinite().all():
+        raise UserError("the inputs hold NaN or infinities, which nothing can be fitted to")
     with outside_of_modes(), preserve_rng():
         source = ordinary(model, single_precision=True)
         network = (copied_module(source) if source is model else source).eval()
