@@ -229,7 +229,13 @@ def _fit(
             group["lr"] = rate
         losses = torch.full((steps,), math.inf, dtype=torch.float64)
         for step, batch in enumerate(_batches(len(inputs), batch_size, steps, seed, draw)):
-            found = network(inputs[batch])
+            few = inputs[batch]
+            try:
+                found = network(few)
+            except ValueError as error:
+                if len(few) > 1:
+                    raise
+                raise UserError(f"the network cannot be trained on one sample at a time: {error}") from error
             loss = criterion(found if columns is None else found[:, columns], targets[batch])
             if not loss.isfinite():
                 break
