@@ -85,6 +85,7 @@ class SeparationMetric(GuardedMetric):
             nothing. See :class:`~plasticity_cl.metrics.fresh.FreshNetworks`.
         baseline: S_ref as a mapping from stream name to one score an experience: what the strategies that are compared
             have in common as their reference, for instance ``result()[...].fresh`` of a run without interventions.
+        score: What is scored, see :func:`~plasticity_cl.metrics.scores.score_for`.
 
     Raises:
         UserError: If a reference or a baseline is no such thing. When the run begins, a :class:`RefusedError` if it
@@ -122,7 +123,7 @@ class SeparationMetric(GuardedMetric):
 
     def without_reference(self) -> SeparationMetric:
         """The same metric for a fresh network, which has no reference itself."""
-        return SeparationMetric()
+        return SeparationMetric(score=self._choice)
 
     def result(self) -> dict[str, Separation]:
         """The separation on every evaluated stream, as far as the run has come; NaN where a score is missing."""
@@ -321,9 +322,8 @@ class SeparationMetric(GuardedMetric):
         ]
 
     def _fresh_score(self, strategy: Any) -> float:
-        return (
-            NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._choice))
-        )
+        networks = self._fresh_networks
+        return NAN if networks is None else networks.score(strategy, ExperienceScore(self._choice))
 
     @property
     def _fresh_networks(self) -> FreshNetworks | None:
