@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +55,9 @@ class HistogramLoss(nn.Module, ABC):
 
     What the two losses of this file share. The bins' centres are evenly spaced in the transformed target ``t(y)``, with
     ``t`` the identity (``scale="linear"``) or :func:`symlog` (``scale="symlog"``). A target outside ``[low, high]``
-    counts as the nearer end of the range. The bins are buffers: ``criterion.to(device)`` moves them.
+    counts as the nearer end of the range. The bins are buffers: ``criterion.to(device)`` moves them. They stay in
+    single precision where all else is moved to half of it, and targets are encoded and outputs decoded in single at
+    least.
 
     Args:
         low: Smallest target that is told apart from smaller ones, in the targets' own units, for either scale.
@@ -83,7 +87,18 @@ class HistogramLoss(nn.Module, ABC):
         self._width: float = (last - first) / (n_bins - 1 - 2 * margin)
         self._origin: float = first - margin * self._width
         self._ends = (margin, n_bins - 1 - margin)
-        self.register_buffer("_index", torch.arange(n_bins, dtype=torch.get_default_dtype()), persistent=False)
+        self._lay_bins(torch.get_default_dtype(), torch.get_default_device())
+
+    def _lay_bins(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Number the bins, in single precision at least: bfloat16 cannot tell bins apart beyond the 256th."""
+        wide = torch.promote_types(dtype, torch.float32)
+        self.register_buffer("_index", torch.arange(self.n_bins, dtype=wide, device=device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as every module does (``to``, ``half``, ``cuda``), but number the bins anew."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lay_bins(self._index.dtype, self._index.device)
+        return self
 
     @property
     def centres(self) -> Tensor:
@@ -235,8 +250,6 @@ class HLGaussLoss(HistogramLoss):
             that is not positive.
     """
 
-    _edges: Tensor
-
     def __init__(
         self, low: float, high: float, n_bins: int = 101, sigma_ratio: float = 0.75, scale: str = "linear"
     ) -> None:
@@ -245,16 +258,14 @@ class HLGaussLoss(HistogramLoss):
         # The outermost edges are half a bin beyond the outermost centres.
         super().__init__(low, high, n_bins, scale, margin=3 * sigma_ratio - 0.5)
         self.sigma_ratio = sigma_ratio
-        self.register_buffer(
-            "_edges", torch.arange(n_bins + 1, dtype=torch.get_default_dtype()) - 0.5, persistent=False
-        )
 
     def extra_repr(self) -> str:
         """Name the range, the bins and the width of the Gaussian."""
         return f"{super().extra_repr()}, sigma_ratio={self.sigma_ratio:g}"
 
     def _distribution(self, position: Tensor) -> Tensor:
-        below = torch.erf((self._edges - position) / (self.sigma_ratio * math.sqrt(2)))
+        edges = torch.cat([self._index, self._index[-1:] + 1]) - 0.5
+        below = torch.erf((edges - position) / (self.sigma_ratio * math.sqrt(2)))
         return (below[:, 1:] - below[:, :-1]) / (below[:, -1:] - below[:, :1])
 
 

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,12 +38,14 @@ Bytes = npt.NDArray[np.uint8]
 _BLOCK = 64
 """Images that a thread decodes at a time."""
 _BLOCKS_BETWEEN_NOTES = 8
+_MOST_PIXELS = 2**30 // 12
+"""Headers that say more are damaged: Pillow warns of a decompression bomb here, and refuses twice as much."""
 _DEVICE_LIMIT = 2 * 1024**3
 """An experience with more bytes of images than this is not copied to the device as a whole."""
 
 
 class UnreadableImageError(UserError):
-    """An image that is missing, truncated or no image."""
+    """An image that is missing, truncated, of an absurd size or no image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +78,25 @@ class ImageFiles:
             ``[3, height, width]``; RGB, whatever the file has.
 
         Raises:
-            UnreadableImageError: If the file is missing, truncated or no image.
+            UnreadableImageError: If the file is missing, truncated or no image, or its header says so many
+                pixels that Pillow suspects a decompression bomb.
         """
         path = self.folder / str(self.names[row])
         height, width = self.size
         try:
             with Image.open(path) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"its header says {image.width} x {image.height} pixels")
                 image.draft("RGB", (width, height))
-                rgb = image.convert("RGB")
+                rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         except FileNotFoundError:
             raise UnreadableImageError(f"there is no image {path}") from None
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+        except Exception as error:
+            # Pillow's parsers raise whatever a damaged file makes them stumble over: errors of reading and of syntax,
+            # EOFError, struct.error, and for headers of absurd size DecompressionBombError or MemoryError.
+            reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
             raise UnreadableImageError(f"cannot read the image {path}: {reason}") from error
-        pixels = np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))
+        pixels = np.asarray(rgb)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

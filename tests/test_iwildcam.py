@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import multiprocessing
@@ -13,6 +14,8 @@ import shutil
 import sys
 import time
 import types
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,7 @@ from plasticity_cl.report import write_report
 from plasticity_cl.scenarios import IWildCam
 from plasticity_cl.scenarios.camera_traps import write_camera_traps
 from plasticity_cl.scenarios.wilds_groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
-from plasticity_cl.scenarios.wilds_images import ImageFiles, open_cache
+from plasticity_cl.scenarios.wilds_images import ImageFiles, UnreadableImageError, open_cache
 from plasticity_cl.strategies import Finetune
 
 FOLDER = "iwildcam_v2.0"
@@ -359,6 +362,62 @@ def test_unreadable_images_can_be_skipped_and_are_listed(data, tmp_path):
         _ = IWildCam(root, size=16, cache=tmp_path / "cache").train_stream[0]
     with pytest.raises(UserError, match="unreadable='skip' needs the cache"):
         IWildCam(root, cache=False, unreadable="skip")
+
+
+def with_size(data, kind, height, width):
+    """The bytes of an image file whose header says that it has so many pixels."""
+    data = bytearray(data)
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    elif kind == "PNG":
+        data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    elif kind == "BMP":
+        data[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    else:
+        data[6:10] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return bytes(data)
+
+
+DAMAGES = {
+    "bomb": lambda data, kind: with_size(data, kind, 60000, 60000),
+    "bomb that warns": lambda data, kind: with_size(data, kind, 10000, 12000),
+    "too large": lambda data, kind: with_size(data, kind, 700, 900),
+    "no pixels": lambda data, kind: with_size(data, kind, 0, 0),
+    "truncated": lambda data, kind: data[: len(data) // 2],
+    "header alone": lambda data, kind: data[:20],
+    "empty": lambda data, kind: b"",
+    "text": lambda data, kind: b"<html>404</html>",
+}
+
+
+DAMAGED = [(kind, damage) for kind in ("JPEG", "PNG", "BMP") for damage in DAMAGES]
+# The size in a GIF's header is that of its screen, where only a bomb does harm.
+DAMAGED += [("GIF", "bomb"), ("GIF", "empty")]
+# A JPEG that ends early is grey from there on, and no reader says so.
+DAMAGED.remove(("JPEG", "too large"))
+
+
+@pytest.mark.parametrize(("kind", "damage"), DAMAGED)
+@pytest.mark.parametrize("warnings_are", ["ignore", "error"])
+def test_a_damaged_image_is_unreadable_however_it_is_damaged(tmp_path, damage, kind, warnings_are):
+    memory = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(memory, kind)
+    (tmp_path / "good").write_bytes(memory.getvalue())
+    (tmp_path / "bad").write_bytes(DAMAGES[damage](memory.getvalue(), kind))
+    files = ImageFiles(tmp_path, ["good", "bad", "good"], (8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter(warnings_are, Image.DecompressionBombWarning)
+        with pytest.raises(UnreadableImageError, match="bad") as caught:
+            files.read(1)
+        assert "\n" not in str(caught.value)
+        images, skipped = open_cache(files, tmp_path / "cache", "skip", workers=2)
+    assert skipped.tolist() == [1]
+    assert images[0].any()
+    assert torch.equal(images[0], images[2])
+    assert not images[1].any()
 
 
 # The cache

@@ -230,6 +230,53 @@ def test_half_precision_outputs_are_scored_in_single_precision() -> None:
     assert torch.equal(loss.decode(logits), loss.decode(logits.float()))
 
 
+LOW = [torch.bfloat16, torch.float16]
+MOVES = {
+    "to": lambda loss, dtype: loss.to(dtype),
+    "inside a network": lambda loss, dtype: nn.Sequential(nn.Linear(2, 2), loss).to(dtype)[1],
+    "there and back": lambda loss, dtype: loss.to(dtype).float(),
+}
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_bins_stay_apart_in_half_precision(name: str, scale: str, move: str, dtype: torch.dtype) -> None:
+    reference = make_loss(name, -700.0, 900.0, n_bins=1001, scale=scale)
+    moved = MOVES[move](make_loss(name, -700.0, 900.0, n_bins=1001, scale=scale), dtype)
+    target = torch.linspace(-700, 900, 50)
+    logits = torch.randn(50, 1001, generator=generator("low")).to(dtype)
+    assert torch.equal(moved.centres, reference.centres)
+    assert torch.equal(moved.encode(target), reference.encode(target))
+    assert torch.equal(moved.encode(target.to(dtype)), reference.encode(target.to(dtype).float()))
+    assert torch.equal(moved(logits, target), reference(logits.float(), target))
+    assert torch.equal(moved.decode(logits), reference.decode(logits.float()))
+    assert torch.equal(moved.expectation(reference.encode(target)), reference.expectation(reference.encode(target)))
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_does_not_touch_the_bins(name: str, dtype: torch.dtype) -> None:
+    loss, target = make_loss(name, -700.0, 900.0, n_bins=1001), torch.linspace(-700, 900, 50)
+    logits = torch.randn(50, 1001, generator=generator("cast")).to(dtype)
+    expected = loss(logits, target), loss.decode(logits), loss.decode(loss.encode(target).log())
+    with torch.autocast("cpu", dtype):
+        found = loss(logits, target), loss.decode(logits), loss.decode(loss.encode(target).log())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_bins_made_under_a_low_default_type_are_in_single_precision() -> None:
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        loss = TwoHotLoss(0, 1000, n_bins=1001)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.centres.tolist() == list(range(1001))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_network_reaches_the_same_fit_at_either_target_mean(name: str) -> None:
     r_squared = []

@@ -1,6 +1,7 @@
 """The empirical neural tangent kernel against Jacobians by plain autograd, and its scalars on known kernels."""
 
 import copy
+import math
 import random
 import warnings
 import weakref
@@ -688,6 +689,138 @@ def test_losses_with_and_without_reduction_agree() -> None:
         torch.testing.assert_close(empirical_ntk(model, x, "loss", classes, loss), each)
     squares = empirical_ntk(model, x, "loss", values, lambda a, b: (a - b).square().mean(1))
     torch.testing.assert_close(empirical_ntk(model, x, "loss", values, nn.MSELoss()), squares)
+
+
+WEIGHT = torch.tensor([0.2, 3.0, 0.0, 1.5], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 3, 1, 2, 0])
+SOFT = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0], [0, 0.5, 0.5, 0]], dtype=torch.float64).repeat(2, 1)
+
+
+def cross_entropies(outputs: Tensor, labels: Tensor, weight: Tensor, ignored: int, smoothing: float) -> list[Tensor]:
+    """Each sample's weighted cross-entropy, from its definition."""
+    losses = []
+    for logits, label in zip(outputs, labels.tolist(), strict=True):
+        minus_log = logits.exp().sum().log() - logits
+        smooth = (weight * minus_log).sum() / len(weight)
+        exact = (1 - smoothing) * weight[label] * minus_log[label] + smoothing * smooth
+        losses.append(exact if label != ignored else 0 * exact)
+    return losses
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignored", [-100, 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_samples_are_those_whose_mean_or_sum_the_criterion_is(
+    reduction, ignored, smoothing, weighted
+) -> None:
+    model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    options = {"weight": WEIGHT if weighted else None, "ignore_index": ignored, "label_smoothing": smoothing}
+    weight = WEIGHT if weighted else torch.ones_like(WEIGHT)
+    losses = cross_entropies(model(x), LABELS, weight, ignored, smoothing)
+    if reduction == "mean":
+        divisor = sum(float(weight[label]) for label in LABELS.tolist() if label != ignored)
+        losses = [len(losses) / divisor * value for value in losses]
+    rows = [
+        torch.cat([part.flatten() for part in torch.autograd.grad(value, list(model.parameters()), retain_graph=True)])
+        for value in losses
+    ]
+    J = torch.stack(rows)
+    criterion = nn.CrossEntropyLoss(reduction=reduction, **options)
+    found = empirical_ntk(model, x, "loss", LABELS, criterion)
+    torch.testing.assert_close(found, J @ J.mT, rtol=1e-9, atol=1e-12)
+    if reduction != "none":
+        gradient = torch.autograd.grad(criterion(model(x), LABELS), list(model.parameters()))
+        size = sum(float(part.square().sum()) for part in gradient)
+        assert float(found.mean() if reduction == "mean" else found.sum()) == pytest.approx(size)
+
+
+PER_SAMPLE = {
+    "binary, weighted": (
+        nn.BCEWithLogitsLoss(pos_weight=WEIGHT, reduction="sum"),
+        lambda o, t: nn.functional.binary_cross_entropy_with_logits(o, t, pos_weight=WEIGHT, reduction="none").sum(1),
+        SOFT,
+    ),
+    "soft labels": (nn.CrossEntropyLoss(), lambda o, t: -(t * o.log_softmax(1)).sum(1), SOFT),
+    "absolute": (nn.L1Loss(), lambda o, t: (o - t).abs().mean(1), SOFT + 3),
+    "Huber, summed": (
+        nn.SmoothL1Loss(reduction="sum"),
+        lambda o, t: nn.SmoothL1Loss(reduction="none")(o, t).sum(1),
+        SOFT,
+    ),
+    "one column a sample": (
+        lambda o, t: (o - t).square().sum(1, keepdim=True),
+        lambda o, t: (o - t).square().sum(1),
+        SOFT,
+    ),
+    "batchmean": (nn.KLDivLoss(reduction="batchmean"), lambda o, t: nn.KLDivLoss(reduction="none")(o, t).sum(1), SOFT),
+}
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_other_criteria_have_their_losses_of_samples(name: str) -> None:
+    model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    criterion, each, targets = PER_SAMPLE[name]
+    expected = empirical_ntk(model, x, "loss", targets, each)
+    torch.testing.assert_close(empirical_ntk(model, x, "loss", targets, criterion), expected, rtol=1e-9, atol=1e-12)
+
+
+COUPLED = {
+    "log of the mean": lambda o, t: F.cross_entropy(o, t).log(),
+    "root of the mean": lambda o, t: (o - 1).square().mean().sqrt(),
+    "contrast": lambda o, t: F.cross_entropy(o @ o.mT, torch.arange(len(o))),
+    "standardised": lambda o, t: F.cross_entropy((o - o.mean(0)) / o.std(0), t),
+    "by the root of the number": lambda o, t: F.cross_entropy(o, t, reduction="sum") / len(o) ** 0.5,
+    "values that are coupled": lambda o, t: F.cross_entropy(o - o.mean(0), t, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_loss_without_a_form_by_samples_is_refused(name: str) -> None:
+    model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    with pytest.raises(UserError, match="neither a mean nor a sum"):
+        empirical_ntk(model, x, "loss", LABELS, COUPLED[name])
+
+
+def test_a_loss_of_this_batch_alone_and_one_that_ignores_all_are_refused() -> None:
+    model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    weights = torch.rand(6, dtype=torch.float64)
+    with pytest.raises(UserError, match="one value a sample"):
+        empirical_ntk(model, x, "loss", LABELS, lambda o, t: (weights * F.cross_entropy(o, t, reduction="none")).sum())
+    with pytest.raises(UserError, match="not finite"):
+        empirical_ntk(model, x, "loss", torch.full((6,), 2), nn.CrossEntropyLoss(ignore_index=2))
+
+
+def test_masked_outputs_that_are_minus_infinity_have_no_part_in_a_kernel() -> None:
+    class Masked(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.body, self.value = mlp(5, 7, 4).double(), value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).masked_fill(torch.tensor([False, True, False, True]), self.value)
+
+    x = torch.randn(6, 5, dtype=torch.float64)
+    finite = Masked(-1000.0)
+    infinite = Masked(-torch.inf)
+    infinite.load_state_dict(finite.state_dict())
+    for kind, more in (("trace", ()), ("loss", (LABELS % 2 * 2, cross_entropy))):
+        torch.testing.assert_close(empirical_ntk(infinite, x, kind, *more), empirical_ntk(finite, x, kind, *more))
+
+
+@pytest.mark.parametrize("n", [1, 100, 200, 300, 400])
+@pytest.mark.parametrize("factor", [1.0, 0.1, 1 / 3, 1e-310, 1e308])
+def test_ties_of_equal_eigenvalues_are_reached(n, factor) -> None:
+    found = ntk_statistics(factor * torch.eye(n, dtype=torch.float64))
+    assert found.srank == max(1, math.ceil(n * 99 / 100))
+    assert found.effective_rank == pytest.approx(n)
+
+
+@pytest.mark.parametrize("n", [100, 200])
+def test_ties_are_reached_also_by_the_kernel_of_a_network_in_single_precision(n) -> None:
+    orthogonal = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(n)))[0]
+    kernel = empirical_ntk(nn.Linear(n, 1, bias=False), 0.3 * orthogonal)
+    assert ntk_statistics(kernel).srank == n * 99 // 100
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.undisturbed import ordinary_tensor, undisturbed
 from plasticity_cl.errors import UserError
 
 _ELEMENTWISE = (
@@ -180,9 +180,8 @@ def visit_nonlinearities(model: nn.Module, inputs: Tensor, visit: Callable[[Nonl
         raise UserError("a TorchScript module hides its nonlinearities; pass the network it was scripted from")
     if not inputs.numel():
         raise UserError("the batch of inputs is empty; pass at least one sample")
-    mode = _NonlinearityMode(model, visit)
-    with undisturbed(model), torch.no_grad(), _eager(), mode:
-        model(inputs)
+    with undisturbed(model) as network, torch.no_grad(), _eager(), _NonlinearityMode(network, visit):
+        network(ordinary_tensor(inputs))
 
 
 class _LastLinearMode(TorchFunctionMode):
@@ -219,9 +218,9 @@ def last_linear(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tenso
         UserError: If no linear layer was executed.
     """
     mode = _LastLinearMode()
-    with undisturbed(model), torch.no_grad(), _eager():
+    with undisturbed(model) as network, torch.no_grad(), _eager():
         with mode:
-            model(inputs)
+            network(ordinary_tensor(inputs))
         if mode.call is None:
             raise UserError(
                 "the network executed no linear layer, so it has no penultimate features; pass features yourself"

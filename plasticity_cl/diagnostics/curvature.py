@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.undisturbed import (
+    ordinary_loss,
+    ordinary_tensor,
+    outside_of_modes,
+    undisturbed,
+)
 from plasticity_cl.errors import UserError
 from plasticity_cl.seeding import generator
 
@@ -98,8 +104,7 @@ def max_hessian_eigenvalue(
         UserError: If no parameter is trainable, the loss is not a finite scalar that depends on one, an operation of
             the network cannot be differentiated twice, or ``tol`` or ``max_iterations`` is out of range.
     """
-    with undisturbed(model):
-        surface = _LossSurface(model, loss, inputs, targets)
+    with _looked_at(model, loss, inputs, targets) as surface:
         return lanczos_extremes(
             surface.hessian_product,
             surface.gradient.numel(),
@@ -133,8 +138,7 @@ def loss_along_gradient(
     Raises:
         UserError: As :func:`max_hessian_eigenvalue`, and if ``steps`` is not a flat, non-empty list of numbers.
     """
-    with undisturbed(model):
-        surface = _LossSurface(model, loss, inputs, targets)
+    with _looked_at(model, loss, inputs, targets) as surface:
         gradient = surface.gradient
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         unit = gradient / norm if norm > 0 else gradient
@@ -145,9 +149,11 @@ def loss_along_gradient(
             grid = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
             if grid.dim() != 1 or grid.numel() == 0:
                 raise UserError(f"steps must be a non-empty list of numbers, got shape {list(grid.shape)}")
+            if not grid.isfinite().all():
+                raise UserError("steps must be finite numbers, and there are NaN or infinities among them")
         with torch.no_grad():
             losses = [surface.value_at(step) for step in grid.tolist()]
-    return LossAlongGradient(grid, torch.tensor(losses, dtype=torch.float64), norm, curvature)
+        return LossAlongGradient(grid.clone(), torch.tensor(losses, dtype=torch.float64), norm, curvature)
 
 
 def lanczos_extremes(
@@ -185,7 +191,8 @@ def lanczos_extremes(
         tol: Relative error of the largest eigenvalue, between 0 and 1.
         max_iterations: Products at most.
         seed: Seed of the start vector, which is drawn on the CPU: the same on every device.
-        dtype: Precision of the vectors; the tridiagonal matrix is always float64.
+        dtype: Precision of the vectors that are multiplied; all else is at least float32, and the tridiagonal matrix
+            float64.
         device: Where the vectors live.
 
     Returns:
@@ -200,9 +207,23 @@ def lanczos_extremes(
         raise UserError(f"tol must be between 0 and 1, got {tol}")
     if max_iterations < 1:
         raise UserError(f"max_iterations must be at least 1, got {max_iterations}")
+    with outside_of_modes():
+        return _lanczos(lambda v: matvec(v).detach(), n, tol, max_iterations, seed, dtype, device)
+
+
+def _lanczos(
+    matvec: Callable[[Tensor], Tensor],
+    n: int,
+    tol: float,
+    max_iterations: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> HessianExtremes:
     start = torch.randn(n, generator=generator(seed, "lanczos start"), dtype=torch.float64)
-    vector = (start / start.norm()).to(device, dtype)
-    basis = torch.empty((min(n, max_iterations, 32), n), dtype=dtype, device=device)
+    wide = torch.promote_types(dtype, torch.float32)
+    vector = (start / start.norm()).to(device, wide)
+    basis = torch.empty((min(n, max_iterations, 32), n), dtype=wide, device=device)
     unseen_weight = _RISK**2 * math.pi / (2 * n)
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -211,7 +232,7 @@ def lanczos_extremes(
         if k > len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
         basis[k - 1] = vector
-        product = matvec(vector)
+        product = matvec(vector.to(dtype)).to(wide)
         diagonal.append(float(vector @ product))
         # The recurrence leaves little in the span; one sweep over the basis takes that out. Where the sweep cancelled
         # much, its own rounding counts, and a second one is enough (Daniel, Gragg, Kaufman and Stewart 1976).
@@ -265,6 +286,14 @@ def _christoffel(diagonal: list[float], off_diagonal: list[float], t: float, eno
     return 1 / total
 
 
+@contextmanager
+def _looked_at(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> Iterator[_LossSurface]:
+    """The loss surface of the network, undisturbed, whatever modes are on; half precision becomes single."""
+    with undisturbed(model, differentiable=True) as network:
+        inputs = ordinary_tensor(inputs, single_precision=network is not model)
+        yield _LossSurface(network, ordinary_loss(loss), inputs, ordinary_tensor(targets, single_precision=True))
+
+
 class _LossSurface:
     """The loss as a function of the trainable parameters: its gradient, products with its Hessian, values elsewhere."""
 
@@ -280,7 +309,16 @@ class _LossSurface:
             )
         # Fused attention kernels have no second derivative; the plain formula does.
         with sdpa_kernel(SDPBackend.MATH):
-            value = loss(model(inputs), targets)
+            outputs = model(inputs)
+            try:
+                value = loss(outputs, targets)
+            except (TypeError, AttributeError) as error:
+                if isinstance(outputs, Tensor):
+                    raise
+                raise UserError(
+                    f"the loss does not take what the network gives, a {type(outputs).__name__}; pass a loss that "
+                    "does, or a network with one tensor as output"
+                ) from error
         if value.numel() != 1:
             raise UserError(f"the loss must be a scalar, got shape {list(value.shape)}; take its mean")
         if not value.isfinite():
@@ -294,6 +332,10 @@ class _LossSurface:
                 "the loss cannot be differentiated twice: it contains a custom function marked once_differentiable"
             )
         self.gradient = self._flat([None if part is None else part.detach() for part in self._gradients])
+        if not self.gradient.isfinite().all():
+            raise UserError(
+                "the gradient of the loss is not finite, so its curvature is undefined: look at the weights"
+            )
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """Multiply the Hessian with a vector of the shape of ``gradient``, by differentiating gradient · vector."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from plasticity_cl.diagnostics.undisturbed import outside_of_modes
 from plasticity_cl.errors import UserError
 
 _ADAM_LIKE = (
@@ -97,7 +98,8 @@ def parameter_snapshot(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Detached copies by name.
     """
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with outside_of_modes():
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def update_ratio(before: Mapping[str, Tensor], after: nn.Module) -> LayerValues:
@@ -117,7 +119,7 @@ def update_ratio(before: Mapping[str, Tensor], after: nn.Module) -> LayerValues:
     for name in [*before, *(name for name in now if name not in before)]:
         if name not in now or name not in before or now[name].shape != before[name].shape:
             raise UserError(f"parameter {name!r} is not the same before and after; take both from one network")
-    step = _norms((name, parameter.detach() - before[name]) for name, parameter in now.items())
+    step = _norms((name, _wide(parameter) - _wide(before[name])) for name, parameter in now.items())
     start = _norms((name, before[name]) for name in now)
     layers = {name: _ratio(norm, start.layers[name]) for name, norm in step.layers.items()}
     return LayerValues(_ratio(step.total, start.total), layers)
@@ -138,7 +140,7 @@ def effective_learning_rate(model: nn.Module, optimizer: torch.optim.Optimizer) 
 
     Returns:
         Rates of each weight, by name; in total the formula for all weights as one, with the learning rates averaged
-        by squared norm. Infinity where all weights are zero. Momentum is not in it.
+        by squared norm. Infinity where all weights are zero, NaN where one is not finite. Momentum is not in it.
 
     Raises:
         UserError: If the optimizer is neither SGD nor Adam-like, or holds none of the weights.
@@ -158,9 +160,15 @@ def effective_learning_rate(model: nn.Module, optimizer: torch.optim.Optimizer) 
     norms = {name: _norm(weight) for name, weight in weights.items()}
     total = math.hypot(*norms.values())
     own = {name: rates[id(weight)] for name, weight in weights.items()}
-    layers = {name: _ratio(own[name], norm**power) for name, norm in norms.items()}
+    layers = {name: _rate(own[name], norm, power) for name, norm in norms.items()}
     rate = sum(own[name] * (norm / total) ** 2 for name, norm in norms.items()) if total else max(own.values())
-    return LayerValues(_ratio(rate, total**power), layers)
+    return LayerValues(_rate(rate, total, power), layers)
+
+
+def _rate(rate: float, norm: float, power: int) -> float:
+    if not math.isfinite(norm):
+        return math.nan
+    return _ratio(rate, norm) if power == 1 else _ratio(_ratio(rate, norm), norm)
 
 
 def _norms(tensors: Iterable[tuple[str, Tensor]]) -> LayerValues:
@@ -171,13 +179,21 @@ def _norms(tensors: Iterable[tuple[str, Tensor]]) -> LayerValues:
     return LayerValues(math.hypot(*layers.values()), layers)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _norm(tensor: Tensor) -> float:
     """Row by row in the tensor's precision (float32 over millions of entries is off by 1e-5), then in float64."""
     tensor = tensor.detach()
     if tensor.ndim > 1:
-        tensor = torch.linalg.vector_norm(
+        rows = torch.linalg.vector_norm(
             tensor.flatten(1), dim=1, dtype=torch.promote_types(tensor.dtype, torch.float32)
         )
+        norm = float(torch.linalg.vector_norm(rows.double()))
+        # Where squares of single precision may have overflowed or vanished, all is done in float64.
+        if 1e-12 < norm < 1e18:
+            return norm
     return float(torch.linalg.vector_norm(tensor.double()))
 
 

@@ -12,8 +12,10 @@ from torch.func import functional_call, vjp, vmap
 
 from plasticity_cl.diagnostics.ntk_layers import BUDGET
 from plasticity_cl.diagnostics.ntk_record import NOT_FINITE, Recorder
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.ranks import count_to_share
+from plasticity_cl.diagnostics.undisturbed import ordinary_loss, ordinary_tensor, undisturbed
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.seeding import generator
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,18 +52,20 @@ def empirical_ntk(
         inputs: Batch of samples, ``[n, ...]``.
         kind: ``"trace"``, ``"full"``, ``"sum"`` or ``"loss"``.
         targets: For ``"loss"``, the targets, ``[n, ...]``.
-        loss: For ``"loss"``, called as ``loss(outputs, targets)``. It should give one value a sample, ``[n]``, as
-            ``torch.nn.functional.cross_entropy`` does with ``reduction="none"``. If it gives a single value, it is
-            called again on each sample as a batch of one, so ``nn.CrossEntropyLoss()`` and ``nn.MSELoss()`` will do.
+        loss: For ``"loss"``, called as ``loss(outputs, targets)``. It gives one value a sample, ``[n]``, as
+            ``torch.nn.functional.cross_entropy`` does with ``reduction="none"``, or the mean or the sum of these: the
+            losses l_i of the samples are then those whose mean or sum it is. For ``nn.CrossEntropyLoss(weight=w)``,
+            which divides by the sum of the weights, l_i is w_i / mean(w) times the cross-entropy.
 
     Returns:
         The kernel, symmetric, and positive semi-definite up to rounding, in float64 on the network's device. For a
-        network in float32 it is within 1e-5 of the exact one, relative to the largest entry.
+        network in float32 it is within 1e-5 of the exact one, relative to the largest entry. A network in half
+        precision is looked at in float32.
 
     Raises:
         UserError: If the kind is unknown, the arguments do not fit it or each other, nothing is trainable, the outputs
-            or gradients are not finite, the samples of a batch influence each other, or the network uses activation
-            checkpointing.
+            or gradients are not finite, the samples of a batch influence each other, in the network or in the loss, or
+            the network uses activation checkpointing.
     """
     if kind not in _KINDS:
         raise unknown_name("kind of tangent kernel", kind, _KINDS)
@@ -73,15 +77,17 @@ def empirical_ntk(
         raise UserError(f"a tangent kernel needs at least one sample, got inputs of shape {list(inputs.shape)}")
     if targets is not None and (targets.dim() == 0 or len(targets) != len(inputs)):
         raise UserError(f"got {len(inputs)} inputs, but targets of shape {list(targets.shape)}")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise UserError("the network has no trainable parameter, so it has no tangent kernel")
-    recorder = Recorder(trainable, len(inputs))
-    with torch.inference_mode(False), undisturbed(model):
-        inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
+    with undisturbed(model, differentiable=True) as network:
+        trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        if not trainable:
+            raise UserError("the network has no trainable parameter, so it has no tangent kernel")
+        inputs = ordinary_tensor(inputs, single_precision=network is not model)
+        if targets is not None and loss is not None:
+            targets, loss = ordinary_tensor(targets, single_precision=True), ordinary_loss(loss)
+        recorder = Recorder(trainable, len(inputs))
         try:
             with recorder:
-                outputs = model(inputs)
+                outputs = network(inputs)
             _check_outputs(outputs, len(inputs))
             directions = _directions(kind, outputs, targets, loss)
             kernel, uncovered = recorder.kernel(outputs, directions, joint=kind == "full")
@@ -89,16 +95,16 @@ def empirical_ntk(
         finally:
             recorder.clear()
         if uncovered:
-            _check_samples_apart(model, inputs, outputs.detach())
+            _check_samples_apart(network, inputs, outputs.detach())
             del outputs
-            _warn(model, uncovered)
+            _warn(network, uncovered)
             remaining = {name: trainable[name].detach() for name in uncovered}
-            _add_by_torch_func(kernel, model, inputs, remaining, directions, activations)
-    lower = kernel.flatten(2).flatten(0, 1).tril()
-    gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
-    if not gram.isfinite().all():
-        raise UserError(NOT_FINITE)
-    return gram
+            _add_by_torch_func(kernel, network, inputs, remaining, directions, activations)
+        lower = kernel.flatten(2).flatten(0, 1).tril()
+        gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
+        if not gram.isfinite().all():
+            raise UserError(NOT_FINITE)
+        return gram
 
 
 def _check_outputs(outputs: object, n: int) -> None:
@@ -106,7 +112,9 @@ def _check_outputs(outputs: object, n: int) -> None:
         raise UserError(f"a tangent kernel needs a network with one tensor as output, not a {type(outputs).__name__}")
     if outputs.dim() == 0 or len(outputs) != n:
         raise UserError(f"the network gave outputs of shape {list(outputs.shape)} for {n} samples")
-    broken = int((~outputs.isfinite()).reshape(n, -1).any(1).sum())
+    flat = outputs.detach().reshape(n, -1)
+    # Outputs that a head has masked are minus infinity for all samples, and depend on no parameter.
+    broken = int((~flat.isfinite() & ~(flat == -torch.inf).all(0)).any(1).sum())
     if broken:
         raise UserError(
             f"the network's outputs are not finite for {broken} of {n} samples, so its tangent kernel is undefined: "
@@ -134,18 +142,68 @@ def _directions(kind: str, outputs: Tensor, targets: Tensor | None, loss: Loss |
         return torch.eye(C, dtype=flat.dtype, device=flat.device)[:, None].expand(C, n, C)
     assert targets is not None
     assert loss is not None
-    leaf = outputs.detach().requires_grad_()
-    values = loss(leaf, targets)
-    if values.dim() == 0 and n > 1:
-        values = torch.stack([loss(leaf[i : i + 1], targets[i : i + 1]) for i in range(n)])
-    if values.shape not in {(n,), ()}:
+    return _loss_gradients(outputs.detach(), targets, loss).reshape(1, n, C)
+
+
+def _loss_gradients(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Differentiate each sample's loss by its outputs, also where the loss gives their mean or sum.
+
+    Row i of the gradient of a sum is the gradient of sample i's loss, that of a mean 1/n of it, whatever weights,
+    ignored classes or smoothing are inside. Which of both it is shows in a batch with every sample twice.
+
+    Args:
+        outputs: ``[n, ...]``, without a graph.
+        targets: ``[n, ...]``.
+        loss: As in :func:`empirical_ntk`.
+
+    Returns:
+        The gradients, of the shape of the outputs.
+    """
+    n = len(outputs)
+
+    def gradients(at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = at.detach().requires_grad_()
+        values = loss(leaf, targets)
+        if values.numel() not in (1, len(leaf)):
+            raise UserError(
+                f"the loss gave values of shape {list(values.shape)} for {len(leaf)} samples; give one a sample, or one"
+            )
+        if not values.requires_grad:
+            raise UserError("the loss cannot be differentiated by the network's outputs")
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach(), gradient
+
+    values, whole = gradients(outputs, targets)
+    if not (values.isfinite().all() and whole.isfinite().all()):
+        raise UserError("the loss or its gradient is not finite: look at the targets, and at what the loss ignores")
+    if n == 1 or not whole.any():
+        return whole
+    # Others' outputs in half of the rows must leave the gradients of the other half alone.
+    moved = (torch.randperm(n, generator=generator("samples of the loss", n)) < n // 2).to(outputs.device)
+    others = torch.where(moved.reshape(-1, *[1] * (outputs.dim() - 1)), outputs.roll(1, 0) / 2, outputs)
+    separate = _alike(gradients(others, targets)[1][~moved], whole[~moved], whole)
+    if separate and values.numel() == 1:
+        try:
+            twice = gradients(torch.cat([outputs, outputs]), torch.cat([targets, targets]))[1][:n]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                "the loss gives one value and takes no batch of another size, so each sample's share of it is unknown: "
+                f"give one value a sample ({str(error).splitlines()[0]})"
+            ) from error
+        if _alike(2 * twice, whole, whole):
+            return n * whole
+        separate = _alike(twice, whole, whole)
+    if not separate:
         raise UserError(
-            f"the loss gave values of shape {list(values.shape)} for {n} samples; give one a sample, or one"
+            "the loss is neither a mean nor a sum over the samples of a loss of each (or it is random), so a kernel of "
+            "the samples' losses is undefined"
         )
-    if not values.requires_grad:
-        raise UserError("the loss cannot be differentiated by the network's outputs")
-    (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return gradient.reshape(1, n, C)
+    return whole
+
+
+def _alike(found: Tensor, expected: Tensor, scale: Tensor) -> bool:
+    """Whether two gradients are the same but for rounding."""
+    return bool((found - expected).abs().max() <= 1e-3 * scale.abs().max())
 
 
 def _warn(model: nn.Module, names: list[str]) -> None:
@@ -296,7 +354,10 @@ def ntk_statistics(gram: Tensor) -> NTKStatistics:
 
 
 def spectrum_scalars(gram: Tensor) -> dict[str, float]:
-    """The half of :func:`ntk_statistics` that comes from the eigenvalues, by name of the attribute."""
+    """The half of :func:`ntk_statistics` that comes from the eigenvalues, by name of the attribute.
+
+    Ties are told as of numbers in float32, since kernels, though float64, mostly come from networks in float32.
+    """
     values = torch.linalg.eigvalsh(_checked(gram)).flip(0).clamp(min=0)
     top = float(values[0])
     names = ("effective_rank", "srank", "participation_ratio", "trace_over_top", "condition_number")
@@ -307,7 +368,7 @@ def spectrum_scalars(gram: Tensor) -> dict[str, float]:
     p = shares / total
     scalars = (
         float(torch.special.entr(p).sum().exp()),
-        float((p.cumsum(0) < 1 - _SRANK_DELTA).sum() + 1),
+        float(count_to_share(shares, _SRANK_DELTA, torch.float32)),
         float(total**2 / shares.square().sum()),
         float(total),
         1 / max(float(shares[-1]), _CONDITION_FLOOR),
@@ -322,13 +383,14 @@ def alignment_scalars(gram: Tensor) -> dict[str, float]:
 
 
 def _checked(gram: Tensor) -> Tensor:
-    """Give the Gram matrix in float64 and exactly symmetric."""
+    """Give the Gram matrix in float64, exactly symmetric, divided by its largest entry so that nothing overflows."""
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
         raise UserError(f"a Gram matrix is square, [n, n], got shape {list(gram.shape)}")
     gram = gram.detach().double()
     if not gram.isfinite().all():
         raise UserError("the Gram matrix is not finite")
-    if (gram - gram.mT).abs().max() > 1e-4 * gram.abs().max():
+    gram = gram / (float(gram.abs().max()) or 1.0)
+    if (gram - gram.mT).abs().max() > 1e-4:
         raise UserError("the Gram matrix is not symmetric")
     return (gram + gram.mT) / 2
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from plasticity_cl.diagnostics.activations import last_linear
 from plasticity_cl.errors import UserError
 
-_TIE = 1e-12
-"""Relative rounding that must not decide whether a partial sum reaches its bound."""
+_TIES = {torch.float64: 1e-12}
+_TIE = 1e-6
+"""Relative rounding that must not decide whether a partial sum reaches its bound, for what is not float64."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def feature_rank(features: Tensor, delta: float = 0.01) -> FeatureRank:
     sigma = torch.linalg.svdvals(matrix)
     return FeatureRank(
         effective_rank=_effective_rank(sigma),
-        srank=_srank(sigma, delta),
+        srank=count_to_share(sigma, delta, features.dtype),
         stable_rank=_stable_rank(sigma),
         participation_ratio=_participation_ratio(matrix),
         top_singular_share=_top_singular_share(sigma),
@@ -94,7 +95,7 @@ def srank(features: Tensor, delta: float = 0.01) -> int:
     Returns:
         A number of directions.
     """
-    return _srank(_singular_values(features), delta)
+    return count_to_share(_singular_values(features), delta, features.dtype)
 
 
 def stable_rank(features: Tensor) -> float:
@@ -177,13 +178,28 @@ def _effective_rank(sigma: Tensor) -> float:
     return float(torch.special.entr(p).sum().exp())
 
 
-def _srank(sigma: Tensor, delta: float) -> int:
+def count_to_share(values: Tensor, delta: float, precision: torch.dtype) -> int:
+    """Count the leading values that a sum needs to reach the share 1 - delta of the whole.
+
+    A partial sum that meets the bound but for rounding has reached it: 99 of 100 equal values are 99% of their sum.
+
+    Args:
+        values: ``[n]``, none negative, descending, float64.
+        delta: Share that may be left out, in [0, 1).
+        precision: Type of the numbers that the values were computed from.
+
+    Returns:
+        The smallest such count; 0 if all values are zero.
+
+    Raises:
+        UserError: If delta is out of range.
+    """
     if not 0 <= delta < 1:
         raise UserError(f"delta is the share of the spectrum that may be left out, from 0 to below 1, not {delta}")
-    if not sigma.any():
+    if not values.any():
         return 0
-    reached = sigma.cumsum(0)
-    return int((reached < (1 - delta) * reached[-1] * (1 - _TIE)).sum()) + 1
+    reached = values.cumsum(0)
+    return int((reached < (1 - delta) * reached[-1] * (1 - _TIES.get(precision, _TIE))).sum()) + 1
 
 
 def _stable_rank(sigma: Tensor) -> float:

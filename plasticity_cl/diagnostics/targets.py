@@ -52,13 +52,16 @@ def target_statistics(targets: Tensor) -> TargetStatistics:
     values = targets.detach().double().reshape(len(targets), -1)
     if not values.isfinite().all():
         raise UserError("targets hold NaN or infinities")
+    # Divided by a power of two near the largest, so that no square overflows or vanishes.
+    scale = 2.0 ** (math.frexp(float(values.abs().max()))[1] - 1)
+    values = values / scale
     # From the first sample on: equal targets have a standard deviation of exactly zero.
     from_first = values - values[0]
     mean = values[0] + from_first.mean(0)
     std = float((from_first - from_first.mean(0)).square().mean().sqrt())
     offset = float(mean.square().mean().sqrt())
     ratio = offset / std if std else (math.inf if offset else 0.0)
-    return TargetStatistics(target_mean=float(mean.mean()), target_std=std, offset_to_scale=ratio)
+    return TargetStatistics(target_mean=float(mean.mean()) * scale, target_std=std * scale, offset_to_scale=ratio)
 
 
 def output_bias_share(model: nn.Module, inputs: Tensor) -> float:

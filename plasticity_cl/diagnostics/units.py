@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plasticity_cl.diagnostics.activations import Nonlinearity, visit_nonlinearities
+from plasticity_cl.diagnostics.undisturbed import outside_of_modes
 from plasticity_cl.errors import UserError
 
 _Array: TypeAlias = NDArray[np.float64]
@@ -33,6 +34,9 @@ _LINEAR = 1e-3
 
 _BLOCK = 1 << 18
 """Elements reduced at a time, so that what the reductions share stays in a core's cache."""
+
+_TIE = 1e-6
+"""Relative rounding that must not decide whether a mean meets its bound."""
 
 _LEAST_RATIO = 2.0**-23
 """Ratios of standard deviations below the spacing of float32 at 1 count as this."""
@@ -171,7 +175,7 @@ def linearised_units(preactivations: Tensor, activations: Tensor | None = None) 
     if h.shape != z.shape:
         raise UserError(f"activations {list(h.shape)} and preactivations {list(z.shape)} differ in shape")
     constant = (z == z[0]).all(0)
-    z, h = z - z.mean(0), h - h.mean(0)
+    z, h = _scaled(z - z.mean(0)), _scaled(h - h.mean(0))
     return _share(constant | ((z * h).sum(0).square() > (1 - _LINEAR) * z.square().sum(0) * h.square().sum(0)))
 
 
@@ -185,8 +189,8 @@ def dormant_units(activations: Tensor, tau: float = 0.025) -> float:
     Returns:
         A share in [0, 1].
     """
-    magnitude = _checked(activations, "activations").abs().mean(0)
-    return _share(magnitude <= tau * magnitude.mean())
+    magnitude = _scaled(_checked(activations, "activations")).abs().mean(0)
+    return _share(magnitude <= tau * magnitude.mean() * (1 + _TIE))
 
 
 def rare_units(activations: Tensor, threshold: float = 0.01) -> float:
@@ -212,7 +216,7 @@ def saturated_units(derivatives: Tensor, eps: float = 0.01) -> float:
     Returns:
         A share in [0, 1].
     """
-    return _share(_checked(derivatives, "derivatives").abs().mean(0) < eps)
+    return _share(_checked(derivatives, "derivatives").abs().mean(0) < eps * (1 - _TIE))
 
 
 def activation_sparsity(activations: Tensor) -> float:
@@ -278,6 +282,11 @@ def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
 
 
+def _scaled(values: Tensor) -> Tensor:
+    """Divide by the largest in size, so that no sum or square overflows or vanishes."""
+    return values / (float(values.abs().max()) or 1.0)
+
+
 def _checked(values: Tensor, what: str) -> Tensor:
     """Values of units as float64, [n, units]."""
     if values.ndim != 2 or not values.numel():
@@ -322,8 +331,9 @@ def unit_statistics(
     """
     collector = _Collector()
     visit_nonlinearities(model, inputs, collector.visit)
-    moments = reference.moments if isinstance(reference, UnitStatistics) else reference
-    return _statistics(collector.layers, moments, tau, threshold, eps)
+    with outside_of_modes():
+        moments = reference.moments if isinstance(reference, UnitStatistics) else reference
+        return _statistics(collector.layers, moments, tau, threshold, eps)
 
 
 @dataclass(frozen=True)
@@ -540,13 +550,13 @@ def _statistics(
             nonzero[part] = nonzeros / layer.samples
         if layer.nonlinearity not in _HINGES:
             linear[part] |= squares[part] == 0
-            saturated[part] = derivative < eps
+            saturated[part] = derivative < eps * (1 - _TIE)
         if layer.nonlinearity not in _RELU_FAMILY:
             dead[part] = math.nan
     columns = {
         "dead_units": dead,
         "linearised_units": linear,
-        "dormant_units": magnitude <= tau * mean_magnitude,
+        "dormant_units": magnitude <= tau * mean_magnitude * (1 + _TIE),
         "rare_units": nonzero < threshold,
         "saturated_units": saturated,
         "activation_sparsity": 1 - nonzero,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from PIL.Image import Image
 
@@ -23,7 +23,9 @@ class PictureLogger(BaseLogger):  # type: ignore[misc]
     def log_metrics(self, metric_values: list[MetricValue]) -> None:
         """Write the images; other values are none."""
         for value in metric_values:
-            if isinstance(value.value, Image):
+            shown = value.value
+            image = shown.best_supported_value(Image) if isinstance(shown, AlternativeValues) else shown
+            if isinstance(image, Image):
                 self._directory.mkdir(exist_ok=True)
                 name = value.name.rpartition("/")[2]
-                value.value.save(self._directory / f"{name}-{value.x_plot:04d}.png")
+                image.save(self._directory / f"{name}-{value.x_plot:04d}.png")

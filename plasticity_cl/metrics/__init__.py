@@ -16,12 +16,13 @@ from plasticity_cl.metrics.mechanisms import (
 from plasticity_cl.metrics.plasticity import SeparationMetric
 from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.metrics.scalar import Scalar
-from plasticity_cl.metrics.scores import R2, Accuracy
+from plasticity_cl.metrics.scores import R2, Accuracy, BoundedR2, Score
 from plasticity_cl.metrics.separation import Separation, separate
 
 __all__ = [
     "R2",
     "Accuracy",
+    "BoundedR2",
     "CurvatureMetric",
     "ExperienceScore",
     "FeatureMetric",
@@ -31,6 +32,7 @@ __all__ = [
     "PictureMetric",
     "ProbeMetric",
     "Scalar",
+    "Score",
     "Separation",
     "SeparationMetric",
     "TargetMetric",

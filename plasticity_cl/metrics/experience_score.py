@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.evaluation import PluginMetric
-from torch import Tensor
-
-from plasticity_cl.metrics.scores import Score, score_for
+from plasticity_cl.metrics.guard import GuardedMetric
+from plasticity_cl.metrics.scores import Choice, Score, check_choice, predictions_of, score_for
 
 NAN = float("nan")
 
 
-def predictions(strategy: Any) -> Tensor:
-    """The output of the current batch; decoded where the criterion encodes its targets."""
-    decode = getattr(strategy._criterion, "decode", None)
-    output: Tensor = strategy.mb_output
-    return output if decode is None else decode(output)
+class ExperienceScore(GuardedMetric):
+    """Accuracy or bounded R2 of the evaluated experience, whatever its targets and the criterion call for.
 
+    Where no score is defined it warns once and has no value; see :func:`~plasticity_cl.metrics.scores.score_for`.
 
-class ExperienceScore(PluginMetric):  # type: ignore[misc]
-    """Accuracy or R2 of the evaluated experience, whatever its targets call for."""
+    Args:
+        score: ``None``, or ``"accuracy"``, ``"bounded-r2"``, ``"r2"`` or a function without arguments that returns a
+            :class:`~plasticity_cl.metrics.scores.Score`.
+
+    Raises:
+        UserError: If ``score`` is none of them.
+    """
 
     takes_only_the_batch = True
 
-    def __init__(self, score: str | None = None) -> None:
+    def __init__(self, score: Choice = None) -> None:
         super().__init__()
+        check_choice(score)
         self._choice = score
         self._score: Score | None = None
+        self._failed = False
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start the score of an experience."""
@@ -35,14 +38,21 @@ class ExperienceScore(PluginMetric):  # type: ignore[misc]
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Take in a batch."""
+        if self._failed:
+            return
+        output, target = predictions_of(strategy.mb_output, strategy._criterion), strategy.mb_y
         if self._score is None:
-            self._score = score_for(strategy.mb_y, self._choice)
-        self._score.update(predictions(strategy), strategy.mb_y)
+            self._score = score_for(output, target, strategy._criterion, self._choice)
+        self._score.update(output, target)
 
     def result(self) -> float:
-        """The score of the experience evaluated last; NaN before the first."""
+        """The score of the experience evaluated last; NaN before the first, and where there is none."""
         return NAN if self._score is None else self._score.result()
 
     def reset(self) -> None:
         """Forget the batches seen."""
-        self._score = None
+        self._score, self._failed = None, False
+
+    def on_failure(self, strategy: Any, event: str) -> None:
+        """Give no value for this experience: a score of some of its batches would not be its own."""
+        self._score, self._failed = None, True

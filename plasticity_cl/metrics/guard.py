@@ -15,6 +15,7 @@ from avalanche.evaluation import PluginMetric
 from plasticity_cl.errors import UserError
 
 State = TypeVar("State")
+Found = TypeVar("Found")
 
 
 class RefusedError(UserError):
@@ -42,6 +43,16 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
     def on_failure(self, strategy: Any, event: str) -> None:
         """Drop what is no longer true now that the hook ``event`` has raised; forgets everything if not overridden."""
         self.reset()
+
+    def attempt(self, event: str, look: Callable[..., Found], *arguments: Any) -> Found | None:
+        """What ``look`` gives; ``None`` and a warning where it raises, so that the rest of the hook goes on."""
+        try:
+            return look(*arguments)
+        except RefusedError:
+            raise
+        except Exception as error:
+            self.warn_of(error, event)
+            return None
 
     def warn_of(self, error: Exception, event: str) -> None:
         """Say once for each place that raises that there is no value, and why."""

@@ -19,14 +19,15 @@ from plasticity_cl.metrics.mechanisms import (
 )
 from plasticity_cl.metrics.plasticity import Reference, SeparationMetric
 from plasticity_cl.metrics.probe import At
+from plasticity_cl.metrics.scores import Choice
 
 
 def plasticity_metrics(
     *,
     reference: Reference | None = None,
     baseline: Mapping[str, Sequence[float]] | None = None,
-    score: str | None = None,
     threshold: float = 0.9,
+    score: Choice = None,
 ) -> list[PluginMetric]:
     """Metrics that tell plasticity loss from forgetting, for any Avalanche strategy.
 
@@ -38,16 +39,19 @@ def plasticity_metrics(
             function without arguments that returns a fresh network, or a fresh strategy, which is then trained on each
             experience beside the run. With it the separation is reported, without it the learning score against the
             first experience's.
-        baseline: S_ref, as a mapping.
-        score: The score's name.
+        baseline: S_ref, the scores that strategies to be compared have in common as their reference, as a mapping like
+            ``reference``; see :func:`separate`.
         threshold: The training score that counts as learned, for the steps to it.
+        score: What is scored: ``"accuracy"``, ``"bounded-r2"``, ``"r2"`` or a function without arguments that returns a
+            score, for instance ``lambda: Accuracy(threshold=0.0)``; ``None`` goes by the targets and the criterion, see
+            :func:`~plasticity_cl.metrics.scores.score_for`.
 
     Returns:
         A :class:`SeparationMetric`, whose ``result()`` is the separation of each stream, and a
         :class:`LearningCurveMetric`.
 
     Raises:
-        UserError: If the threshold is above 1.
+        UserError: If the threshold is above 1, the score is none, or the reference or the baseline are no scores.
     """
     return [SeparationMetric(reference, baseline=baseline, score=score), LearningCurveMetric(threshold, score=score)]
 

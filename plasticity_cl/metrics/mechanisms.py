@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
 from plasticity_cl.diagnostics import (
+    Trainability,
     effective_learning_rate,
     empirical_ntk,
     feature_norm,
@@ -21,24 +22,26 @@ from plasticity_cl.diagnostics import (
     output_bias_share,
     output_top_direction_share,
     parameter_norm,
-    parameter_snapshot,
     penultimate_features,
     target_statistics,
     unit_statistics,
-    update_ratio,
 )
-from plasticity_cl.diagnostics.norms import LayerValues
 from plasticity_cl.diagnostics.ntk import alignment_scalars, spectrum_scalars
+from plasticity_cl.diagnostics.trainability import RandomTargetFit
 from plasticity_cl.errors import UserError
+from plasticity_cl.metrics.last_step import LastStep
+from plasticity_cl.metrics.look import Batch, inner_network, looking
 from plasticity_cl.metrics.pictures import network_picture
-from plasticity_cl.metrics.probe import At, ProbeMetric, first_samples
+from plasticity_cl.metrics.probe import At, ProbeMetric, ProbeRun
+from plasticity_cl.metrics.scalar import Shown
 
 
 class UnitMetric(ProbeMetric):
     """Units and preactivations (mechanism 1) on the probe batch, against the network's own initialisation on it.
 
     Emitted: ``units/...``, every quantity of :func:`~plasticity_cl.diagnostics.unit_statistics`, in total and by layer.
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    A network that has other units since, because it grew, gets those that need no initialisation, and one warning. See
+    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
     """
 
     group = "units"
@@ -46,18 +49,24 @@ class UnitMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def reset(self) -> None:
-        """Forget the probe batch and the initialisation."""
-        super().reset()
-        self._initial: Any = None
-
-    def remember(self, strategy: Any) -> None:
+    def remember(self, strategy: Any, run: ProbeRun) -> Any:
         """Take the moments at initialisation."""
-        self._initial = unit_statistics(strategy.model, self.probe)
+        assert run.probe is not None
+        with looking(strategy, run.probe) as look:
+            return unit_statistics(look.model, run.probe.inputs)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Every quantity, in total and by layer."""
-        return unit_statistics(strategy.model, self.probe, self._initial).scalars()
+        assert run.probe is not None
+        with looking(strategy, run.probe) as look:
+            if run.initial is not None:
+                try:
+                    return unit_statistics(look.model, run.probe.inputs, run.initial).scalars()
+                except UserError as error:
+                    values = unit_statistics(look.model, run.probe.inputs).scalars()
+                    self.warn_of(error, "against the initialisation")
+                    return values
+            return unit_statistics(look.model, run.probe.inputs).scalars()
 
 
 class FeatureMetric(ProbeMetric):
@@ -72,9 +81,11 @@ class FeatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Every rank, and the norm."""
-        features = penultimate_features(strategy.model, self.probe)
+        assert run.probe is not None
+        with looking(strategy, run.probe) as look:
+            features = penultimate_features(look.model, run.probe.inputs)
         return {**feature_rank(features).scalars(), "feature_norm": feature_norm(features)}
 
 
@@ -82,81 +93,57 @@ class NormMetric(ProbeMetric):
     """Norms of parameters, gradients and updates (mechanism 2).
 
     Emitted:
-        ``norms/parameter_norm``, in total and by layer; ``norms/parameter_norm_ratio``, over that at initialisation.
+        ``norms/parameter_norm``, in total and by layer; ``norms/parameter_norm_ratio``, over that at initialisation, of
+        the layers that have the shape they had then.
         ``norms/gradient_norm``: of the gradients that the last step left, penalties and all; at the end only.
-        ``norms/update_ratio``: of the last step of the experience, ||dW|| / ||W||; at the end only.
+        ``norms/update_ratio``: of the last step that was taken on the experience, ||dW|| / ||W||; at the end only. See
+        :class:`~plasticity_cl.metrics.last_step.LastStep`.
         ``norms/effective_learning_rate``: for SGD and Adam-like optimizers.
 
     See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
     """
 
     group = "norms"
+    needs_samples = False
 
     def __init__(self, every: int = 1, at: At = "end") -> None:
         super().__init__(2, every, at)
 
-    def reset(self) -> None:
-        """Forget the initialisation."""
-        super().reset()
-        self._initial = LayerValues(math.nan, {})
-        self._hooks: list[RemovableHandle] = []
-
-    def remember(self, strategy: Any) -> None:
+    def remember(self, strategy: Any, run: ProbeRun) -> Any:
         """Take the norms at initialisation."""
-        self._initial = parameter_norm(strategy.model)
+        network = inner_network(strategy.model)
+        return parameter_norm(network).layers, _shapes(network)
 
-    def prepare(self, strategy: Any) -> None:
-        """Watch for the last step of the experience: a copy of the parameters at each step would cost too much."""
-        self._remove_hooks()
-        self._update: LayerValues | None = None
-        try:
-            last = len(strategy.dataloader) * strategy.train_epochs
-        except (AttributeError, TypeError):
-            return
-        steps = 0
-        before: dict[str, Any] = {}
+    def prepare(self, strategy: Any) -> LastStep:
+        """Watch for the last step of the experience."""
+        return LastStep(strategy)
 
-        def before_step(*_: Any) -> None:
-            nonlocal steps, before
-            steps += 1
-            if steps == last:
-                before = parameter_snapshot(strategy.model)
-
-        def after_step(*_: Any) -> None:
-            if steps == last:
-                self._update = update_ratio(before, strategy.model)
-
-        optimizer = strategy.optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_step_post_hook(after_step),
-        ]
-
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """The norms, in total and by layer."""
-        self._remove_hooks()
-        norm = parameter_norm(strategy.model)
-        initial = self._initial.total
+        network = inner_network(strategy.model)
+        norm = parameter_norm(network)
         values = norm.scalars("parameter_norm")
-        values["parameter_norm_ratio"] = norm.total / initial if initial else math.nan
+        if run.initial is not None:
+            initial, shapes = run.initial
+            now = _shapes(network)
+            same = [layer for layer in initial if shapes[layer] == now.get(layer)]
+            before = math.hypot(*(initial[layer] for layer in same))
+            if before:
+                values["parameter_norm_ratio"] = math.hypot(*(norm.layers[layer] for layer in same)) / before
         if self._at == "end":
-            values |= _defined(lambda: {"gradient_norm": gradient_norm(strategy.model).total})
-            if self._update is not None:
-                values["update_ratio"] = self._update.total
-        rates = _defined(lambda: effective_learning_rate(strategy.model, strategy.optimizer).scalars("rate"))
+            values |= _defined(lambda: {"gradient_norm": gradient_norm(network).total})
+        if run.prepared is not None:
+            ratio = run.prepared.ratio()
+            values |= {} if ratio is None else {"update_ratio": ratio}
+        rates = _defined(lambda: effective_learning_rate(network, strategy.optimizer).scalars("rate"))
         return values | ({"effective_learning_rate": rates["rate"]} if rates else {})
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
 
 class TargetMetric(ProbeMetric):
     """Where regression targets lie, and which part of the network carries their mean (mechanism 3).
 
     Emitted, for floating-point targets only:
-        ``targets/target_mean``, ``targets/target_std``, ``targets/offset_to_scale``: of the experience's first samples.
+        ``targets/target_mean``, ``targets/target_std``, ``targets/offset_to_scale``: of samples of the experience.
         ``targets/output_bias_share``, ``targets/output_top_direction_share``: on the probe batch.
 
     See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
@@ -167,20 +154,25 @@ class TargetMetric(ProbeMetric):
     def __init__(self, size: int = 1024, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Statistics of the targets, and the share of the output bias."""
-        _, targets = first_samples(strategy, self._size)
+        targets = self.samples(strategy).targets
         if not targets.is_floating_point():
             return {}
-        return {
-            **target_statistics(targets).scalars(),
-            "output_bias_share": output_bias_share(strategy.model, self.probe),
-            "output_top_direction_share": output_top_direction_share(strategy.model, self.probe),
-        }
+        shares = self.attempt("shares of the output", self._shares, strategy, run)
+        return target_statistics(targets).scalars() | (shares or {})
+
+    def _shares(self, strategy: Any, run: ProbeRun) -> dict[str, float]:
+        assert run.probe is not None
+        with looking(strategy, run.probe) as look:
+            return {
+                "output_bias_share": output_bias_share(look.model, run.probe.inputs),
+                "output_top_direction_share": output_top_direction_share(look.model, run.probe.inputs),
+            }
 
 
 class KernelMetric(ProbeMetric):
-    """The empirical tangent kernel, and the covariance of gradients, on the first samples of the experience.
+    """The empirical tangent kernel, and the covariance of gradients, on samples of the experience.
 
     Emitted, of eigenvalues, which are squared singular values of the Jacobian:
         ``kernel/ntk_effective_rank``, ``ntk_srank``, ``ntk_participation_ratio``, ``ntk_trace_over_top``,
@@ -197,17 +189,29 @@ class KernelMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Scalars of both Gram matrices."""
-        inputs, targets = first_samples(strategy, self._size)
-        kernel = empirical_ntk(strategy.model, inputs)
-        gradients = empirical_ntk(strategy.model, inputs, kind="loss", targets=targets, loss=strategy._criterion)
-        values = {f"ntk_{name}": value for name, value in spectrum_scalars(kernel).items()}
-        return values | {f"gradient_{name}": value for name, value in alignment_scalars(gradients).items()}
+        batch = self.samples(strategy)
+        values: dict[str, float] = {}
+        for name, scalars in (("tangent kernel", self._kernel), ("gradients", self._gradients)):
+            values |= self.attempt(name, scalars, strategy, batch) or {}
+        return values
+
+    @staticmethod
+    def _kernel(strategy: Any, batch: Batch) -> dict[str, float]:
+        with looking(strategy, batch) as look:
+            kernel = empirical_ntk(look.model, batch.inputs)
+        return {f"ntk_{name}": value for name, value in spectrum_scalars(kernel).items()}
+
+    @staticmethod
+    def _gradients(strategy: Any, batch: Batch) -> dict[str, float]:
+        with looking(strategy, batch) as look:
+            gram = empirical_ntk(look.model, batch.inputs, kind="loss", targets=batch.targets, loss=look.loss)
+        return {f"gradient_{name}": value for name, value in alignment_scalars(gram).items()}
 
 
 class CurvatureMetric(ProbeMetric):
-    """Both ends of the Hessian's spectrum, of the task loss on the first samples of the experience.
+    """Both ends of the Hessian's spectrum, of the task loss on samples of the experience.
 
     Emitted: ``curvature/hessian_largest`` (the sharpness) and ``curvature/hessian_smallest`` (a Ritz value). See
     :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
@@ -218,10 +222,11 @@ class CurvatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Both eigenvalues."""
-        inputs, targets = first_samples(strategy, self._size)
-        extremes = max_hessian_eigenvalue(strategy.model, strategy._criterion, inputs, targets, tol=1e-2)
+        batch = self.samples(strategy)
+        with looking(strategy, batch) as look:
+            extremes = max_hessian_eigenvalue(look.model, look.loss, batch.inputs, batch.targets, tol=1e-2)
         return {"hessian_largest": extremes.largest, "hessian_smallest": extremes.smallest}
 
 
@@ -231,9 +236,10 @@ class TrainabilityMetric(ProbeMetric):
     Emitted: ``trainability/probe_loss``, the mean loss of the fits on the probe batch, and
     ``trainability/probe_loss_ratio``, over that of the initialisation: above 1 is less trainable than fresh. Outputs
     are classified for class labels and for criteria that encode their targets, and regressed on otherwise; with a
-    fresh Adam at the better of two learning rates, two targets each. See
-    :func:`~plasticity_cl.diagnostics.trainability`, and :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the
-    arguments. The first experience is passed over unless it is due anyway: the initialisation is known.
+    fresh Adam at the better of two learning rates, two targets each. A head that grew is fitted on the outputs that
+    were in use at initialisation. See :func:`~plasticity_cl.diagnostics.trainability`, and
+    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments. The first experience is passed over unless it
+    is due anyway: the initialisation is known.
     """
 
     group = "trainability"
@@ -242,35 +248,42 @@ class TrainabilityMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def reset(self) -> None:
-        """Forget the probe batch and the initialisation's fit."""
-        super().reset()
-        self._fresh_loss = math.nan
-
-    def remember(self, strategy: Any) -> None:
+    def remember(self, strategy: Any, run: ProbeRun) -> RandomTargetFit:
         """Fit the initialisation; the probe batch and its targets stay the same, so once is enough."""
-        self._fresh_loss = self._fit(strategy)
+        return self._fit(strategy, run)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """The mean loss and its ratio."""
-        loss = self._fit(strategy)
-        return {"probe_loss": loss, "probe_loss_ratio": loss / self._fresh_loss}
+        fit = self._fit(strategy, run)
+        if run.initial is None:
+            return {"probe_loss": fit.loss}
+        return {"probe_loss": fit.loss, "probe_loss_ratio": Trainability(fit, run.initial).ratio}
 
-    def _fit(self, strategy: Any) -> float:
-        _, targets = first_samples(strategy, 2)
+    @staticmethod
+    def _fit(strategy: Any, run: ProbeRun) -> RandomTargetFit:
+        assert run.probe is not None
         encoded = hasattr(strategy._criterion, "decode")
-        task = "regression" if targets.is_floating_point() and not encoded else "classification"
-        return fit_random_targets(strategy.model, self.probe, task=task, learning_rates=(1e-3, 1e-2), n_targets=2).loss
+        task = "regression" if run.probe.targets.is_floating_point() and not encoded else "classification"
+        with looking(strategy, run.probe) as look:
+            return fit_random_targets(
+                look.model,
+                run.probe.inputs,
+                task=task,
+                learning_rates=(1e-3, 1e-2),
+                n_targets=2,
+                classes=run.initial.classes or None if run.initial is not None else None,
+            )
 
 
 class PictureMetric(ProbeMetric):
-    """What is better looked at than read, for the first samples of the experience.
+    """What is better looked at than read, for samples of the experience.
 
-    Emitted, for loggers that take images and histograms:
+    Emitted, for loggers that take images and histograms; others pass them over:
         ``pictures/network``: the tangent kernel as a heat map, ordered by target, its spectrum, and the loss along the
         gradient.
         ``weights/<layer>``: histograms of the parameters of each layer.
         ``preactivation_mean/<layer>`` and ``preactivation_std/<layer>``: histograms over units, on the probe batch.
+        What is not finite is in no histogram.
 
     See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
     """
@@ -280,23 +293,55 @@ class PictureMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """No number."""
         return {}
 
-    def pictures(self, strategy: Any) -> Iterable[tuple[str, Any]]:
+    def pictures(self, strategy: Any, run: ProbeRun) -> Iterable[tuple[str, Any]]:
         """The image and the histograms."""
-        inputs, targets = first_samples(strategy, self._size)
-        kernel = empirical_ntk(strategy.model, inputs)
-        line = loss_along_gradient(strategy.model, strategy._criterion, inputs, targets)
-        yield "pictures/network", network_picture(kernel, targets, line)
-        for name, module in strategy.model.named_modules():
+        for name, draw in (("network", self._image), ("weights", self._weights), ("preactivations", self._units)):
+            yield from self.attempt(name, draw, strategy, run) or ()
+
+    def _image(self, strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+        batch = self.samples(strategy)
+        with looking(strategy, batch) as look:
+            kernel = empirical_ntk(look.model, batch.inputs)
+            line = loss_along_gradient(look.model, look.loss, batch.inputs, batch.targets)
+        return [("pictures/network", Shown(network_picture(kernel, batch.targets, line)))]
+
+    @staticmethod
+    def _weights(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+        histograms: list[tuple[str, Shown]] = []
+        for name, module in inner_network(strategy.model).named_modules():
             own = [parameter.detach().flatten() for parameter in module.parameters(recurse=False)]
-            if own:
-                yield f"weights/{name or 'network'}", torch.cat(own)
-        for name, layer in unit_statistics(strategy.model, self.probe).layers.items():
-            yield f"preactivation_mean/{name}", layer.mean
-            yield f"preactivation_std/{name}", layer.std
+            histograms += _histogram(f"weights/{name or 'network'}", own)
+        return histograms
+
+    @staticmethod
+    def _units(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+        assert run.probe is not None
+        with looking(strategy, run.probe) as look:
+            statistics = unit_statistics(look.model, run.probe.inputs)
+        histograms: list[tuple[str, Shown]] = []
+        for name, layer in statistics.layers.items():
+            histograms += _histogram(f"preactivation_mean/{name}", [layer.mean])
+            histograms += _histogram(f"preactivation_std/{name}", [layer.std])
+        return histograms
+
+
+def _histogram(name: str, values: list[Tensor]) -> list[tuple[str, Shown]]:
+    """One histogram of the finite values, or none: TensorBoard ends the training over an empty one."""
+    finite = [tensor[tensor.isfinite()].float().cpu() for tensor in values if not tensor.is_complex()]
+    joined = torch.cat(finite) if finite else torch.empty(0)
+    return [(name, Shown(joined))] if joined.numel() else []
+
+
+def _shapes(network: nn.Module) -> dict[str, list[torch.Size]]:
+    """The shapes of the parameters of each layer, layers named as :func:`parameter_norm` names them."""
+    shapes: dict[str, list[torch.Size]] = {}
+    for name, parameter in network.named_parameters():
+        shapes.setdefault(name.rpartition(".")[0] or name, []).append(parameter.shape)
+    return shapes
 
 
 def _defined(values: Any) -> dict[str, float]:

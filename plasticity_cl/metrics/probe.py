@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import torch
-from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy
+from plasticity_cl.metrics.identity import stream_length
+from plasticity_cl.metrics.look import Batch, random_samples
+from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.seeding import preserve_rng
-from plasticity_cl.training import samples_of
 
 At = Literal["start", "end"]
 
 
-class ProbeMetric(PluginMetric):  # type: ignore[misc]
+@dataclass
+class ProbeRun:
+    """What a diagnostic knows of one strategy's run.
+
+    Attributes:
+        probe: The fixed batch, drawn from the first experience; ``None`` where no samples could be taken.
+        initial: What :meth:`ProbeMetric.remember` took from the network before its first step; ``None`` if it raised.
+        prepared: What :meth:`ProbeMetric.prepare` made for the training that is going on.
+    """
+
+    probe: Batch | None = None
+    initial: Any = None
+    prepared: Any = None
+    passage: Passage = field(default_factory=Passage)
+    last: dict[str, float] = field(default_factory=dict)
+    begun: bool = False
+
+    def release(self) -> None:
+        """Let go of what was prepared."""
+        if self.prepared is not None:
+            self.prepared.close()
+        self.prepared = None
+
+
+class ProbeMetric(GuardedMetric):
     """A diagnostic that looks at the network at chosen moments.
 
     It looks at the first experience, at every ``every``-th after it (number every - 1, 2 every - 1, ...), and at the
     last one where the stream says how long it is; never in between, so that training costs what it costs without it.
-    A network that cannot be looked at, one with NaN weights for instance, gets no values and one warning.
+    The mini experiences of an online stream are one experience. A network that cannot be looked at gets no values and
+    one warning. One metric may serve several strategies.
+
+    Samples are drawn at random from an experience, by a seed of their own; see
+    :func:`~plasticity_cl.metrics.look.random_samples`. A diagnostic sees the network through
+    :func:`~plasticity_cl.metrics.look.looking`.
 
     Args:
-        size: Samples to look at: the first ones of a data set, as they are evaluated.
+        size: Samples to look at, as they are evaluated.
         every: Look at every so many experiences.
         at: Before the first step on an experience (``"start"``), or after the last one.
 
@@ -42,6 +71,9 @@ class ProbeMetric(PluginMetric):  # type: ignore[misc]
     looks_at_first = True
     """Whether the first experience is always due."""
 
+    needs_samples = True
+    """Whether there is nothing to see without samples."""
+
     def __init__(self, size: int, every: int, at: At) -> None:
         super().__init__()
         if size < 2:
@@ -51,92 +83,89 @@ class ProbeMetric(PluginMetric):  # type: ignore[misc]
         if at not in get_args(At):
             raise unknown_name("moment", at, get_args(At))
         self._size, self._every, self._at = size, every, at
-        self._warned = False
         self.reset()
 
     def reset(self) -> None:
-        """Forget the probe batch, and all that was measured."""
-        self.probe = torch.empty(0)
-        self._last: dict[str, float] = {}
+        """Forget every probe batch, and all that was measured."""
+        self._runs = PerStrategy(ProbeRun)
 
     def result(self) -> dict[str, float]:
-        """The last values by name, layers as ``name/layer``; empty before the first."""
-        return self._last
+        """The last values by name, layers as ``name/layer``, of the strategy met last; empty before the first."""
+        return dict(self._runs.latest.last)
 
     def before_training_exp(self, strategy: Any) -> list[MetricValue]:
-        """Keep the first samples of the first experience as the probe batch; look, if this is the moment."""
-        if not self.probe.numel():
-            self.probe = first_samples(strategy, self._size)[0]
-            self._guarded(self.remember, strategy)
-        due = self._is_due(strategy)
-        if due:
-            self.prepare(strategy)
-        return self._look(strategy) if due and self._at == "start" else []
+        """Draw the probe batch from the first experience; look, if this is the moment."""
+        run, experience = self._runs.of(strategy), strategy.experience
+        run.release()
+        begins = run.passage.begin(experience)
+        if not run.begun or (self.needs_samples and run.probe is None):
+            self._first(strategy, run)
+        if not self._is_due(run, experience):
+            return []
+        if self._at == "start":
+            return self._look(strategy, run) if begins else []
+        if run.passage.ends(experience):
+            run.prepared = self.attempt("before_training_exp", self.prepare, strategy)
+        return []
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Look, if this is the moment."""
-        return self._look(strategy) if self._at == "end" and self._is_due(strategy) else []
+        run, experience = self._runs.of(strategy), strategy.experience
+        try:
+            due = self._at == "end" and run.passage.ends(experience) and self._is_due(run, experience)
+            return self._look(strategy, run) if due else []
+        finally:
+            run.release()
 
-    def remember(self, strategy: Any) -> None:
+    def on_failure(self, strategy: Any, event: str) -> None:
+        """Drop the last values: they are not of this experience."""
+        run = self._runs.of(strategy)
+        run.last = {}
+        run.release()
+
+    def remember(self, strategy: Any, run: ProbeRun) -> Any:
         """Take from the network, before its first step, what later values are related to."""
 
-    def prepare(self, strategy: Any) -> None:
-        """Get ready for an experience at which the diagnostic is due."""
+    def prepare(self, strategy: Any) -> Any:
+        """Get ready for a training at whose end the diagnostic is due: something with a ``close()``, or ``None``."""
 
     @abstractmethod
-    def measure(self, strategy: Any) -> Mapping[str, float]:
+    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
         """Values by name, those of a layer as ``name/layer``."""
 
-    def pictures(self, strategy: Any) -> Iterable[tuple[str, Any]]:
+    def pictures(self, strategy: Any, run: ProbeRun) -> Iterable[tuple[str, Any]]:
         """Values that are no numbers: images, and tensors for histograms, by their full name."""
         return ()
 
-    def _look(self, strategy: Any) -> list[MetricValue]:
-        values: list[MetricValue] = []
-        self._guarded(lambda seen: values.extend(self._emit(seen)), strategy)
-        return values
+    def samples(self, strategy: Any) -> Batch:
+        """Samples of the current experience."""
+        return random_samples(strategy, self._size)
 
-    def _emit(self, strategy: Any) -> list[MetricValue]:
-        k = strategy.experience.current_experience
-        self._last = dict(self.measure(strategy))
+    def _first(self, strategy: Any, run: ProbeRun) -> None:
+        """Draw the probe batch; an experience without samples leaves it to the next one."""
+        is_initial, run.begun = not run.begun, True
+        if self.needs_samples:
+            run.probe = self.attempt("before_training_exp", self.samples, strategy)
+        if is_initial and (run.probe is not None or not self.needs_samples):
+            with preserve_rng():
+                run.initial = self.attempt("before_training_exp", self.remember, strategy, run)
+
+    def _look(self, strategy: Any, run: ProbeRun) -> list[MetricValue]:
+        run.last = {}
+        if self.needs_samples and run.probe is None:
+            return []
+        k = run.passage.number
+        with preserve_rng():
+            last = dict(self.measure(strategy, run))
+            pictures = list(self.pictures(strategy, run))
+        run.last = last
         stream = "probe" if self._at == "end" else "probe_start"
         scalars = [
             Scalar(self, self.group, name.partition("/")[0], value, k, stream=stream, layer=name.partition("/")[2])
-            for name, value in self._last.items()
+            for name, value in last.items()
         ]
-        return [*scalars, *(MetricValue(self, name, value, k) for name, value in self.pictures(strategy))]
+        return [*scalars, *(MetricValue(self, name, value, k) for name, value in pictures)]
 
-    def _guarded(self, look: Any, strategy: Any) -> None:
-        # An exception in a metric would end the training that it watches.
-        try:
-            look(strategy)
-        except UserError as error:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(f"{self.group}: no values for this network: {error}", stacklevel=2)
-
-    def _is_due(self, strategy: Any) -> bool:
-        k = strategy.experience.current_experience
-        stream: Any = getattr(strategy.experience, "origin_stream", None)
-        last = hasattr(stream, "__len__") and k + 1 == len(stream)
-        return (k == 0 and self.looks_at_first) or (k + 1) % self._every == 0 or last
-
-
-def first_samples(strategy: Any, size: int) -> tuple[Tensor, Tensor]:
-    """The first samples of the strategy's current experience, on its device, as they are evaluated.
-
-    No generator moves, whatever transforms draw.
-
-    Returns:
-        Inputs ``[min(size, n), ...]`` and targets ``[min(size, n)]`` or ``[min(size, n), d]``.
-    """
-    dataset = strategy.experience.dataset.eval()
-    count = min(size, len(dataset))
-    samples = samples_of(dataset)
-    if samples is not None:
-        inputs, targets = samples.batch(torch.arange(count))
-    else:
-        with preserve_rng():
-            rows = [dataset[i] for i in range(count)]
-        inputs, targets = (torch.stack([torch.as_tensor(row[part]) for row in rows]) for part in (0, 1))
-    return inputs.to(strategy.device), targets.to(strategy.device)
+    def _is_due(self, run: ProbeRun, experience: Any) -> bool:
+        k = run.passage.number
+        return (k == 0 and self.looks_at_first) or (k + 1) % self._every == 0 or k + 1 == stream_length(experience)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_results import AlternativeValues, MetricValue, TensorImage
+from PIL.Image import Image
+from torch import Tensor
 
 
 class Scalar(MetricValue):  # type: ignore[misc]
@@ -29,3 +31,21 @@ class Scalar(MetricValue):  # type: ignore[misc]
         name = "/".join(part for part in (group, metric, layer or stream) if part)
         super().__init__(origin, name, float(value), experience)
         self.metric, self.stream, self.layer = metric, stream, layer
+
+
+class Shown(AlternativeValues, TensorImage):  # type: ignore[misc]
+    """An image, or a tensor for a histogram, for loggers that can show it.
+
+    TensorBoard's and wandb's loggers choose what they can show of alternative values. Those that print everything as
+    text print no ``TensorImage``: a page of numbers, or the name of an object, says nothing to anybody.
+
+    Args:
+        value: What is to be shown.
+    """
+
+    def __init__(self, value: Image | Tensor) -> None:
+        super().__init__(value)
+        self.image = value
+
+    def __repr__(self) -> str:
+        return "an image" if isinstance(self.image, Image) else f"a histogram of {self.image.numel()} values"

@@ -106,6 +106,43 @@ class Losses:
         self._waiting = []
 
 
+class Weights:
+    """What each batch weighs in a mean over samples, worked out many batches at a time.
+
+    Args:
+        ignored: The class whose samples weigh nothing.
+        of_classes: ``[C]``: what a sample of each class weighs; 1 when ``None``.
+    """
+
+    def __init__(self, ignored: int, of_classes: Tensor | None = None) -> None:
+        self._ignored, self._of_classes = ignored, of_classes
+        self._waiting: list[Tensor] = []
+        self._sums: list[Tensor] = []
+
+    def add(self, target: Tensor) -> None:
+        """Take in the classes of a batch, ``[b]`` or ``[b, ...]``."""
+        self._waiting.append(target)
+        # Targets of every pixel would be much to keep.
+        if len(self._waiting) == _TOGETHER or target.dim() > 1:
+            self._sum()
+
+    def take(self) -> list[float]:
+        """The weight of each batch since the last call; waits for the device."""
+        self._sum()
+        taken = [weight for sums in self._sums for weight in sums.tolist()]
+        self._sums = []
+        return taken
+
+    def _sum(self) -> None:
+        for _, batches in groupby(self._waiting, lambda target: target.shape):
+            targets = torch.stack(list(batches))
+            counted = targets != self._ignored
+            if self._of_classes is not None:
+                counted = self._of_classes[targets * counted] * counted
+            self._sums.append(counted.flatten(1).sum(1, dtype=torch.float64))
+        self._waiting = []
+
+
 class DeferredAccuracy(Accuracy):  # type: ignore[misc]
     """Avalanche's accuracy, to the last bit, from :class:`Hits`.
 

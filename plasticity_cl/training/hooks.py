@@ -76,7 +76,7 @@ def _hook(plugin: Any, event: str) -> Hook | None:
         return _evaluator_hook(plugin, event)
     if type(plugin) is PeriodicEval and event in _BATCH_EVENTS and plugin.peval_mode != "iteration":
         return None
-    if isinstance(plugin, EvaluationPlugin) or _is_overridden(plugin, event):
+    if isinstance(plugin, EvaluationPlugin) or is_overridden(plugin, event):
         return getattr(plugin, event, None)
     return None
 
@@ -107,7 +107,7 @@ def _evaluator_hook(evaluator: EvaluationPlugin, event: str) -> Hook | None:
         return getattr(evaluator, event)  # type: ignore[no-any-return]
     if accuracies or losses:
         quiet.append(partial(take_batch, accuracies, losses))
-    loggers_act = any(_is_overridden(logger, event) for logger in evaluator.loggers)
+    loggers_act = any(is_overridden(logger, event) for logger in evaluator.loggers)
     if not quiet and not others and not loggers_act:
         return None
     attributes = vars(evaluator)  # the evaluator's own attribute access takes a microsecond
@@ -148,10 +148,10 @@ def _metric_acts(metric: Any, event: str) -> bool:
     if event in _GENERIC_EVENTS and method is getattr(GenericPluginMetric, event) and event not in vars(metric):
         mode, attribute, moment = _GENERIC_EVENTS[event]
         return bool(metric._mode == mode and getattr(metric, attribute) == moment)
-    return _is_overridden(metric, event)
+    return is_overridden(metric, event)
 
 
-def _is_overridden(part: Any, event: str) -> bool:
+def is_overridden(part: Any, event: str) -> bool:
     """Whether ``part`` does anything at ``event``: Avalanche's base classes have an empty method for every event."""
     method = getattr(type(part), event, None)
     if method is None or event in getattr(part, "__dict__", {}):

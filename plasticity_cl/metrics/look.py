@@ -1,0 +1,215 @@
+"""A look at any network of a strategy: at which samples, and through which eyes a diagnostic sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from avalanche.models import MultiTaskModule, TrainEvalModel
+from torch import Tensor, nn
+
+from plasticity_cl.errors import UserError
+from plasticity_cl.metrics.identity import whole_experience
+from plasticity_cl.metrics.scores import logits_of
+from plasticity_cl.seeding import generator, preserve_rng
+from plasticity_cl.training import samples_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to look at.
+
+    Attributes:
+        inputs: ``[n, ...]``.
+        targets: ``[n]`` or ``[n, ...]``.
+        task_labels: ``[n]`` int64; 0 where the data have none.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    task_labels: Tensor
+
+
+def random_samples(strategy: Any, size: int) -> Batch:
+    """Draw samples of the strategy's current experience, on its device, as they are evaluated.
+
+    They are drawn without replacement by a seed of their own, in the order of the data: the same for two data sets of
+    one length, whatever else was drawn before, and of all classes where the data are ordered by class. Of a mini
+    experience in an online stream they are samples of the whole experience. No generator moves, whatever transforms
+    draw.
+
+    Args:
+        strategy: In a hook of a metric, where all of its experience can be seen.
+        size: How many; all where there are no more.
+
+    Raises:
+        UserError: If there is no sample, or if inputs or targets are not one tensor each, of one shape.
+    """
+    dataset = whole_experience(strategy.experience).dataset.eval()
+    if not len(dataset):
+        raise UserError("the experience has no samples")
+    rows = torch.randperm(len(dataset), generator=generator(0, "probe samples"))[:size].sort().values
+    samples = samples_of(dataset)
+    labels = torch.zeros(len(rows), dtype=torch.int64)
+    if samples is not None:
+        inputs, targets = samples.batch(rows)
+    else:
+        with preserve_rng():
+            items = [dataset[row] for row in rows.tolist()]
+        inputs, targets = (_stack(name, [item[part] for item in items]) for part, name in enumerate(_PARTS))
+        if len(items[0]) > len(_PARTS):
+            with contextlib.suppress(TypeError, ValueError):  # what comes last need not be a task label
+                labels = torch.tensor([int(item[-1]) for item in items])
+    return Batch(*(part.to(strategy.device) for part in (inputs, targets, labels)))
+
+
+_PARTS = ("inputs", "targets")
+
+
+def _stack(name: str, values: list[Any]) -> Tensor:
+    if not isinstance(values[0], Tensor | int | float | complex) and not hasattr(values[0], "__array__"):
+        raise UserError(f"the {name} of a sample are a {type(values[0]).__name__}: a diagnostic takes one tensor")
+    tensors = [torch.as_tensor(value) for value in values]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise UserError(f"the {name} of samples differ in shape: a diagnostic takes one tensor for all of them")
+    return torch.stack(tensors)
+
+
+class Look:
+    """What a diagnostic sees of a strategy: a network that is called with inputs alone and gives logits.
+
+    Attributes:
+        model: The strategy's network, out of whatever is wrapped around it.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Any) -> None:
+        self.model = model
+        self._criterion = criterion
+        self._seen: Any = None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The strategy's criterion; where the network gives more than logits, the criterion gets all of it."""
+        seen = self._seen
+        value: Tensor = self._criterion(output if seen is None else _with_logits(seen, output), target)
+        return value
+
+    def pick(self, output: Any) -> Tensor:
+        """The logits in what the network gave."""
+        if not isinstance(output, Tensor):
+            self._seen = output
+        return logits_of(output)
+
+
+@contextmanager
+def looking(strategy: Any, batch: Batch) -> Iterator[Look]:
+    """Look at the strategy's network on the samples of ``batch``, without leaving a trace in network or criterion.
+
+    While the block lasts, networks for several tasks get the task labels of the samples, as Avalanche's strategies give
+    them; of outputs that are tuples or mappings the logits are seen; and a network with one head for training and
+    another for evaluation, as iCaRL's, has the one that is trained. Wrappers (``DataParallel``, ``torch.compile``) are
+    looked through. Modes, gradients and random numbers are the diagnostics' own care.
+    """
+    network = inner_network(strategy.model)
+    look = Look(network, _copy(strategy._criterion))
+    with _attributes_kept(network), ExitStack() as stack:
+        if isinstance(network, TrainEvalModel):
+            stack.callback(setattr, network, "eval_classifier", network.eval_classifier)
+            network.eval_classifier = network.train_classifier
+        if isinstance(network, MultiTaskModule):
+            stack.callback(network.register_forward_pre_hook(_labeller(batch.task_labels)).remove)
+        # A function, not a method: copies of the network share it.
+        stack.callback(network.register_forward_hook(lambda _module, _inputs, output: look.pick(output)).remove)
+        yield look
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def _attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Give modules back what they keep beside their parameters: some write down what they have seen.
+
+    Meanwhile what they keep of an earlier pass is no part of its graph, with which they could not be copied.
+    """
+    kept = [
+        (vars(module), {name: value for name, value in vars(module).items() if name not in _OWN})
+        for module in network.modules()
+    ]
+    held = [value for _, values in kept for value in values.values() if isinstance(value, dict | list | set)]
+    held += [module._buffers for module in network.modules()]
+    contents = [(container, copy.copy(container)) for container in held]
+    for attributes, values in kept:
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                attributes[name] = value.detach()
+    try:
+        yield
+    finally:
+        for attributes, values in kept:
+            for name in [name for name in attributes if name not in _OWN and name not in values]:
+                del attributes[name]
+            attributes.update(values)
+        for container, content in contents:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+
+def inner_network(model: nn.Module) -> nn.Module:
+    """The network in whatever is wrapped around it for speed: what it holds has the same names with and without."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def _labeller(labels: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    same = len(set(labels.tolist())) == 1
+
+    def add_labels(_module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        if len(inputs) != 1:
+            return None
+        if same:
+            return inputs[0], labels[:1].expand(len(inputs[0]))
+        if len(inputs[0]) != len(labels):
+            raise UserError("samples of several tasks can only be looked at all at once")
+        return inputs[0], labels
+
+    return add_labels
+
+
+def _copy(criterion: Any) -> Any:
+    """A copy, since a criterion may keep count of its calls; the criterion itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(criterion)
+    except Exception:
+        return criterion
+
+
+def _with_logits(seen: Any, logits: Tensor) -> Any:
+    """What the network gave, with other logits in their place."""
+    old = logits_of(seen)
+    if isinstance(seen, Mapping):
+        twin = copy.copy(seen)
+        for name, value in seen.items():
+            if value is old:
+                twin[name] = logits  # type: ignore[index]
+        return twin
+    if isinstance(seen, tuple | list):
+        parts = [logits if part is old else part for part in seen]
+        return type(seen)(*parts) if hasattr(seen, "_fields") else type(seen)(parts)
+    twin = copy.copy(seen)
+    for name, value in vars(seen).items():
+        if value is old:
+            setattr(twin, name, logits)
+    return twin
