@@ -5,7 +5,8 @@
 
 At every experience all labels are drawn anew, so nothing learned before is of use and nothing can be said to be
 forgotten that should be kept: what a worn network lacks against a fresh one is plasticity (Lyle et al. 2024,
-arXiv:2402.18762, section 5), and what an intervention costs or gives a fresh network is its handicap. The numbers of steps here are ours; the paper's figures are not expected to the digit.
+arXiv:2402.18762, section 5), and what an intervention costs or gives a fresh network is its handicap. The numbers of
+steps here are ours; the paper's figures are not expected to the digit.
 """
 
 import argparse
