@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
+import os
+import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+import threading
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import tyro
 
-from plasticity_cl.errors import UserError
+import plasticity_cl
+from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, read_toml
+
+PROGRAM = "plasticity-cl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +75,17 @@ class List:
 
     def __call__(self) -> int:
         """Do it."""
-        from plasticity_cl.models import MODELS
+        from plasticity_cl.names import IMAGENET_NETWORKS, NETWORKS
         from plasticity_cl.scenarios.catalogue import SCENARIOS
-        from plasticity_cl.scenarios.sources import SOURCES
+        from plasticity_cl.scenarios.files import SOURCES
         from plasticity_cl.strategies.catalogue import COMPONENTS
 
         print("scenarios")
         for name, entry in SCENARIOS.items():
             options = f"; options: {', '.join(entry.options)}" if entry.options else ""
             print(_item(name, entry.help + options))
-        print(f"\nsources\n  {', '.join(SOURCES)}\n\nnetworks\n  {', '.join(MODELS)}")
-        print("  imagenet-resnet18, imagenet-resnet50 (torchvision's)")
+        print(f"\nsources\n  {', '.join(SOURCES)}\n\nnetworks\n  {', '.join(NETWORKS)}")
+        print(f"  {', '.join(IMAGENET_NETWORKS)} (torchvision's)")
         print("\nstrategies: finetune, or any of these joined by +, as in layernorm+l2=1e-3")
         for name, component in COMPONENTS.items():
             print(_item(name, component.help))
@@ -89,31 +98,166 @@ Command: TypeAlias = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
+_COMMANDS: Mapping[str, type] = {"run": Run, "compare": Compare, "report": Report, "list": List}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 1 when a run failed; 2 for a mistake of the user's; 130 when interrupted.
+        The exit code: 0; 1 when a run failed or diverged; 2 for a mistake of the user's; 128 and the signal's number
+        when ended by one: 130 when interrupted.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return carry_out(PROGRAM, lambda: _command(given)())
+
+
+def carry_out(program: str, do: Callable[[], int | None]) -> int:
+    """Do what a command does, and turn whatever ends it early into one line and an exit code.
+
+    Args:
+        program: Its name, which stands before the line.
+        do: Does it, and returns the exit code, or ``None`` for 0.
+
+    Returns:
+        The exit code, as :func:`main` says.
+    """
     try:
-        command: Run | Compare | Report | List = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            prog="plasticity-cl",
-            description="Does it forget, or can it no longer learn? Plasticity and forgetting, told apart.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-            **_from_file(arguments),
-        )
-        return command()
+        with _signals_raise():
+            code = do() or 0
+            sys.stdout.flush()
+            return code
     except UserError as error:
-        print(f"plasticity-cl: {error}", file=sys.stderr)
+        _say(program, error)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would try, and fail, to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("plasticity-cl: interrupted; finished runs are kept, the same command continues", file=sys.stderr)
-        return 130
+        _say(program, "interrupted; finished runs are kept, the same command continues")
+        return 128 + signal.SIGINT
+    except _Ended as error:
+        _say(program, f"ended by {error.signal.name}; finished runs are kept, the same command continues")
+        return 128 + error.signal
+
+
+def tell(program: str, states: Mapping[Path, str]) -> int:
+    """Say in one line each which runs failed or diverged, and return the exit code: 1 where there is one, otherwise 0.
+
+    Args:
+        program: Its name, which stands before each line.
+        states: What :func:`~plasticity_cl.experiments.compare.run_all` returned.
+    """
+    from plasticity_cl.experiments.compare import problems
+
+    lines = problems(states)
+    for line in lines:
+        _say(program, line)
+    return 1 if lines else 0
+
+
+class _Ended(BaseException):
+    """A signal that asks the process to end: raised, so that what it holds is let go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def end(number: int, frame: object) -> None:
+        raise _Ended(number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # Signals belong to the main thread; and one that is ignored, as nohup has it, stays so.
+    mine = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+    try:
+        for number in mine:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _say(program: str, what: object) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"{program}: {what}", file=sys.stderr, flush=True)
+
+
+def _command(arguments: list[str]) -> Callable[[], int]:
+    """Read the command and its options.
+
+    Raises:
+        UserError: If they are wrong.
+        SystemExit: After help.
+    """
+    if "--version" in arguments:
+        return _version
+    if not {"-h", "--help"} & {*arguments}:
+        _check_names(arguments)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command: Run | Compare | Report | List = tyro.cli(
+                Command,  # type: ignore[arg-type]
+                prog=PROGRAM,
+                description="Does it forget, or can it no longer learn? Plasticity and forgetting, told apart.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                **_from_file(arguments),
+            )
+            return command
+    except SystemExit as error:
+        if error.code:
+            raise UserError(_in_one_line(complaint.getvalue())) from None
+        sys.stdout.flush()
+        return lambda: 0
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Check the names of the command and of its options.
+
+    Raises:
+        UserError: With the close matches.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"the command comes first: {', '.join(_COMMANDS)}; {PROGRAM} --help says what each does")
+    if arguments[0] not in _COMMANDS:
+        raise unknown_name("command", arguments[0], _COMMANDS)
+    known = set(_options(_COMMANDS[arguments[0]]))
+    for argument in arguments[1:]:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            if not known:
+                raise UserError(f"unknown option {option!r}: {arguments[0]} has none")
+            raise unknown_name(f"option of {arguments[0]}", option, known)
+
+
+def _options(of: type) -> Iterator[str]:
+    for field, hint in typing.get_type_hints(of).items():
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _options(hint)
+        elif of is not Report:
+            name = field.replace("_", "-")
+            yield from (f"--{name}", f"--no-{name}") if hint is bool else (f"--{name}",)
+
+
+def _in_one_line(box: str) -> str:
+    """What the parser complains of in the first part of its box, without the frame."""
+    lines = [line.strip("│ \n") for line in box.splitlines()]
+    said = itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines[1:])
+    return f"{' '.join(' '.join(said).split()).rstrip('.')}; --help says more"
+
+
+def _version() -> int:
+    print(f"{PROGRAM} {plasticity_cl.__version__}")
+    return 0
 
 
 def _from_file(arguments: Sequence[str]) -> dict[str, Any]:
@@ -137,18 +281,20 @@ def _do(specs: Sequence[RunSpec], out: Path | None, machine: Machine) -> int:
 
     folder = out or Path("runs") / f"{specs[0].scenario}-{specs[0].source}"
     states = compare(specs, folder, machine)
-    code = _report(folder)
-    failed = {directory: state for directory, state in states.items() if state.startswith("failed")}
-    for directory, state in failed.items():
-        print(f"plasticity-cl: {directory} {state}; see error.txt there", file=sys.stderr)
-    return 1 if failed else code
+    # Told before the report is printed, since whoever reads that may stop reading.
+    code = tell(PROGRAM, states)
+    return _report(folder) or code
 
 
 def _report(directory: Path) -> int:
+    if not directory.is_dir():
+        raise UserError(f"no such directory: {directory}")
     from plasticity_cl.report import read_runs, summary_table, write_report
 
-    print(summary_table(read_runs(directory)))
-    print(f"\nreport: {write_report(directory)}")
+    runs = read_runs(directory)
+    page = write_report(directory)
+    print(summary_table(runs))
+    print(f"\nreport: {page}")
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.scenarios.files import SOURCES
 
 if TYPE_CHECKING:
     from plasticity_cl.scenarios.sources import Source
@@ -56,21 +58,34 @@ SCENARIOS: Mapping[str, Entry] = {
     ),
 }
 
+ALL_SOURCES = (*SOURCES, *(source for entry in SCENARIOS.values() for source in entry.sources))
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "schedule": ("constant", "alternating", "growing", "random-walk"),
+    "targets": ("noise", "sine", "label"),
+    "by": ("location", "time", "cluster"),
+}
+"""Options that are one of a few words."""
+
 
 def check_scenario(name: str, options: Mapping[str, Any]) -> Entry:
-    """Find a scenario, and check that it takes the options.
+    """Find a scenario, and check that it takes the options, and that numbers are numbers and words are known.
 
     Raises:
-        UserError: If the name is unknown, or an option is none of the scenario's.
+        UserError: If the name is unknown, or an option is none of the scenario's or can have no such value.
     """
     if name not in SCENARIOS:
         raise unknown_name("scenario", name, SCENARIOS)
     entry = SCENARIOS[name]
     common = ("n_experiences", "seed") if entry.sources else ("n_experiences", "n_samples", "seed")
-    for option in options:
+    for option, value in options.items():
         if option not in (*entry.options, *common):
             takes = f"it takes {', '.join(entry.options)}" if entry.options else "it has none of its own"
             raise UserError(f"scenario {name} has no option {option}; {takes}")
+        if isinstance(value, str) and value not in CHOICES.get(option, (value,)):
+            raise unknown_name(option, value, CHOICES[option])
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option} is {value}: it must be a finite number")
     return entry
 
 
@@ -78,11 +93,14 @@ def check_source(scenario: str, source: str) -> None:
     """Check that a scenario is made of a source.
 
     Raises:
-        UserError: If it has sources of its own, and this is none of them.
+        UserError: If the name is unknown, or one of another scenario's sources.
     """
     own = SCENARIOS[scenario].sources
-    if own and source not in own:
-        raise UserError(f"scenario {scenario} is not made of {source}: its sources are {' and '.join(own)}")
+    if source in (own or SOURCES):
+        return
+    if source not in ALL_SOURCES:
+        raise unknown_name("source", source, own or SOURCES)
+    raise UserError(f"scenario {scenario} is not made of {source}: its sources are {' and '.join(own or SOURCES)}")
 
 
 def make_scenario(name: str, source: Source, **options: Any) -> InMemoryScenario:
@@ -93,7 +111,8 @@ def make_scenario(name: str, source: Source, **options: Any) -> InMemoryScenario
             of its range.
     """
     entry = check_scenario(name, options)
-    check_source(name, source.name)
+    if entry.sources:
+        check_source(name, source.name)
     function = getattr(importlib.import_module("plasticity_cl.scenarios"), entry.function)
     scenario: InMemoryScenario = function(source, **options)
     return scenario

@@ -20,6 +20,7 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.scenarios.files import data_folder
 from plasticity_cl.scenarios.wilds_groups import (
     NOWHERE,
     Integers,
@@ -32,7 +33,7 @@ from plasticity_cl.scenarios.wilds_groups import (
     rows_of_each,
 )
 from plasticity_cl.scenarios.wilds_images import DecodedImages, ImageFiles, ImageStore, Unreadable
-from plasticity_cl.scenarios.wilds_layout import FOLDER, SPLITS, VERSION, check_present, data_folder
+from plasticity_cl.scenarios.wilds_layout import FOLDER, SPLITS, VERSION, check_present
 from plasticity_cl.training import InMemoryExperience
 
 By = Literal["location", "time", "cluster"]

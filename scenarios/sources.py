@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.images import to_float
+from plasticity_cl.scenarios.files import SOURCES, check_files, data_folder
 from plasticity_cl.seeding import generator
-
-DATA_VARIABLE = "PLASTICITY_CL_DATA"
-"""Environment variable that names the data folder where no ``data_root`` is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +20,7 @@ class Source:
     """Images and labels of one data set, in memory, to be shared by everything that reads them and changed by nothing.
 
     Args:
-        name: A name of :data:`SOURCES`.
+        name: A name of :data:`~plasticity_cl.scenarios.files.SOURCES`.
         train_inputs: ``[n, C, H, W]``: float32, already standardised, or uint8 as published, for :func:`to_float`.
         train_labels: int64 ``[n]``, in ``0 .. n_classes - 1``.
         test_inputs: As ``train_inputs``, of the published test split.
@@ -87,8 +84,7 @@ def load_source(name: str, *, data_root: Path | str | None = None, download: boo
         raise unknown_name("source", name, SOURCES)
     if name in _GENERATED:
         return _GENERATED[name]()
-    root = Path(data_root or os.environ.get(DATA_VARIABLE) or "~/.cache/plasticity-cl").expanduser()
-    return _load_published(name, root, download)
+    return _load_published(name, data_folder(data_root), download)
 
 
 # Small sets that need no files
@@ -175,19 +171,12 @@ _PUBLISHED = {
     "svhn": _Published("SVHN", 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
 
-SOURCES: tuple[str, ...] = (*_GENERATED, *_PUBLISHED)
-"""Names that :func:`load_source` knows."""
-
 
 def _load_published(name: str, root: Path, download: bool) -> Source:
+    if not download:
+        check_files(name, root)
     published = _PUBLISHED[name]
     files = {split: _files(published.reader, split) for split in ("train", "test")}
-    missing = [file for file in (files["train"] | files["test"]) if not (root / file).is_file()]
-    if missing and not download:
-        raise UserError(
-            f"data set {name!r} is not in {root}: no {missing[0]} there; "
-            "run again with --download (download=True), or give the data_root that holds it"
-        )
     splits = {}
     for split in ("train", "test"):
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.scenarios.sources import DATA_VARIABLE
 
 VERSION = "2.0"
 FOLDER = f"iwildcam_v{VERSION}"
@@ -24,11 +22,6 @@ ROOT/
     train/<image id>.jpg         all images, of every split, about 12 GB
 """
 """The published layout, for those who have to put it there."""
-
-
-def data_folder(data_root: str | Path | None = None) -> Path:
-    """Where data sets and caches are: ``data_root``, or what ``PLASTICITY_CL_DATA`` names, or else a default."""
-    return Path(data_root or os.environ.get(DATA_VARIABLE) or "~/.cache/plasticity-cl").expanduser()
 
 
 def check_present(root: Path) -> Path:

@@ -20,7 +20,8 @@ from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check
 from plasticity_cl.report import read_runs, summary_table, write_report
 from plasticity_cl.report.read import Run
-from plasticity_cl.scenarios.wilds_layout import LAYOUT, check_present, data_folder
+from plasticity_cl.scenarios.files import data_folder
+from plasticity_cl.scenarios.wilds_layout import LAYOUT, check_present
 
 SAMPLE = CompareSpec(
     scenario="iwildcam",

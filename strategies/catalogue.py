@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from plasticity_cl.errors import UserError, unknown_name
@@ -163,8 +164,19 @@ def _parse_component(part: str) -> Component:
 
 
 def _number(value: float) -> str:
-    """Shortest text that reads back as the same number, without a plus sign."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e16 else repr(value).replace("e+", "e")
+    """The text that reads best among those that read back as the same number: 200, 0.001, 1e-5, 1e9, never a plus sign.
+
+    Numbers from 1e-4 to below 1e5 have no exponent, smaller ones have one, and larger ones where that is shorter.
+    """
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    minus, first, *rest = "-" if sign else "", *map(str, digits)
+    magnitude = exponent + len(rest)
+    scientific = f"{minus}{first}{'.' if rest else ''}{''.join(rest)}e{magnitude}"
+    plain = f"{Decimal(repr(value)):f}".removesuffix(".0")
+    if value == 0 or -4 <= magnitude < 5:
+        return plain
+    return scientific if magnitude < 0 or len(scientific) < len(plain) else plain
 
 
 def _read(text: str, requirement: str) -> float:

@@ -22,7 +22,8 @@ from torchvision import datasets
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
-from plasticity_cl.scenarios.sources import DATA_VARIABLE, SOURCES, Source, load_source
+from plasticity_cl.scenarios.files import DATA_VARIABLE, SOURCES
+from plasticity_cl.scenarios.sources import Source, load_source
 
 PUBLISHED = ("mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "svhn")
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -368,3 +368,132 @@ def test_errors_say_what_is_wrong():
     model[0].cached = model[0](batch())
     with pytest.raises(UserError, match="cannot be copied"):
         fit()
+
+
+class MaskedHead(nn.Module):
+    """A head that masks outputs as Avalanche's growing heads do, or by adding minus infinity, or in place."""
+
+    def __init__(self, used, outputs=6, how="fill", value=-1000.0, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, outputs)
+        self.how, self.value = how, value
+        self.register_buffer("masked", torch.tensor([k not in used for k in range(outputs)]))
+
+    def forward(self, x):
+        y = self.head(self.body(x).relu())
+        if self.how == "fill":
+            return y.masked_fill(self.masked, self.value)
+        if self.how == "add":
+            return y + torch.where(self.masked, -math.inf, 0.0)
+        y[:, self.masked] = self.value
+        return y
+
+
+MASKS = [
+    ("fill", -1000.0),
+    ("fill", -math.inf),
+    ("fill", 0.0),
+    ("set", -1000.0),
+    ("set", -math.inf),
+    ("add", -math.inf),
+]
+
+
+@pytest.mark.parametrize(("how", "value"), MASKS)
+@pytest.mark.parametrize("task", TASKS)
+def test_masked_outputs_are_left_out(task, how, value):
+    model = MaskedHead((1, 2, 5), how=how, value=value)
+    small_head = MaskedHead(range(3), outputs=3)
+    small_head.body.load_state_dict(model.body.state_dict())
+    with torch.no_grad():
+        small_head.head.weight.copy_(model.head.weight[[1, 2, 5]])
+        small_head.head.bias.copy_(model.head.bias[[1, 2, 5]])
+    expected = fit_random_targets(small_head, batch(), task=task, **QUICK)
+    found = fit_random_targets(model, batch(), task=task, **QUICK)
+    assert found.classes == (1, 2, 5)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-5)
+    assert fit_random_targets(model, batch(), task=task, classes=(5, 2, 1), **QUICK).loss == found.loss
+
+
+def test_outputs_of_a_network_that_died_are_in_use():
+    model = MaskedHead(range(4), outputs=6)
+    with torch.no_grad():
+        model.body.bias.fill_(-100)
+    assert fit_random_targets(model, batch(), **QUICK).classes == (0, 1, 2, 3)
+    without_bias = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))
+    nn.init.constant_(without_bias[0].bias, -100)
+    assert fit_random_targets(without_bias, batch(), **QUICK).classes == (0, 1, 2)
+    alone = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert fit_random_targets(alone, batch(1), steps=2, n_targets=1).classes == (0, 1, 2)
+    with pytest.raises(UserError, match="one sample at a time"):
+        fit_random_targets(small(), batch(1), steps=2)
+
+
+def test_a_head_with_more_outputs_in_use_is_compared_on_those_of_its_initialisation():
+    fresh, grown = MaskedHead((0, 1)), MaskedHead(range(6))
+    first = fit_random_targets(fresh, batch())
+    assert fit_random_targets(grown, batch()).loss > 1.5 * first.loss
+    again = fit_random_targets(grown, batch(), classes=first.classes)
+    assert again.loss == pytest.approx(first.loss, rel=1e-6)
+    both = trainability(grown, batch(), fresh)
+    assert (both.worn.classes, both.fresh.classes) == ((0, 1), (0, 1))
+    assert both.ratio == pytest.approx(1, rel=1e-6)
+
+
+def test_avalanche_s_growing_head_keeps_a_ratio_near_one_while_the_network_hardly_moves():
+    from avalanche.benchmarks import nc_benchmark
+    from avalanche.models import IncrementalClassifier
+
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.first, self.head = nn.Linear(6, 32), IncrementalClassifier(32, 1)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.first(x)))
+
+    data = torch.utils.data.TensorDataset(torch.randn(60, 6), torch.arange(60) % 6)
+    data.targets = (torch.arange(60) % 6).tolist()
+    model, first, sizes = Growing(), None, []
+    for experience in nc_benchmark(data, data, n_experiences=3, task_labels=False, seed=0).train_stream:
+        model.train()
+        model.head.adaptation(experience)
+        first = first or fit_random_targets(model, batch())
+        now = fit_random_targets(model, batch(), classes=first.classes)
+        sizes.append(len(fit_random_targets(model, batch()).classes))
+        assert now.loss / first.loss == pytest.approx(1, abs=0.02)
+    assert sizes == [2, 4, 6]
+
+
+def test_classes_that_make_no_sense_are_refused():
+    model = MaskedHead((1,))
+    with pytest.raises(UserError, match="two outputs in use, and of 6 only 1"):
+        fit_random_targets(model, batch(), **QUICK)
+    for wrong in ((0, 6), (0, 0), (-1, 2)):
+        with pytest.raises(UserError, match="different outputs"):
+            fit_random_targets(model, batch(), classes=wrong, **QUICK)
+    with pytest.raises(UserError, match="one tensor as output, not a dict"):
+        fit_random_targets(Named(), batch(), **QUICK)
+
+
+class Named(nn.Module):
+    """What Hugging Face's networks are like: a mapping as output."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return {"logits": self.body(x.relu()), "hidden": x}
+
+
+def test_forward_hooks_of_the_network_decide_what_is_fitted():
+    torch.manual_seed(0)
+    model = Named()
+    plain = nn.Sequential(nn.ReLU(), copy.deepcopy(model.body))
+    model.register_forward_hook(lambda module, args, output: output["logits"])
+    for task in TASKS:
+        expected = fit_random_targets(plain, batch(), task=task, **QUICK)
+        assert fit_random_targets(model, batch(), task=task, **QUICK).loss == expected.loss

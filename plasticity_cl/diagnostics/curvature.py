@@ -153,7 +153,7 @@ def loss_along_gradient(
                 raise UserError("steps must be finite numbers, and there are NaN or infinities among them")
         with torch.no_grad():
             losses = [surface.value_at(step) for step in grid.tolist()]
-    return LossAlongGradient(grid, torch.tensor(losses, dtype=torch.float64), norm, curvature)
+        return LossAlongGradient(grid.clone(), torch.tensor(losses, dtype=torch.float64), norm, curvature)
 
 
 def lanczos_extremes(

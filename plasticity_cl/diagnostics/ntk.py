@@ -100,11 +100,11 @@ def empirical_ntk(
             _warn(network, uncovered)
             remaining = {name: trainable[name].detach() for name in uncovered}
             _add_by_torch_func(kernel, network, inputs, remaining, directions, activations)
-    lower = kernel.flatten(2).flatten(0, 1).tril()
-    gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
-    if not gram.isfinite().all():
-        raise UserError(NOT_FINITE)
-    return gram
+        lower = kernel.flatten(2).flatten(0, 1).tril()
+        gram = (lower + lower.tril(-1).mT).reshape(kernel.shape).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
+        if not gram.isfinite().all():
+            raise UserError(NOT_FINITE)
+        return gram
 
 
 def _check_outputs(outputs: object, n: int) -> None:

@@ -229,7 +229,13 @@ def _fit(
             group["lr"] = rate
         losses = torch.full((steps,), math.inf, dtype=torch.float64)
         for step, batch in enumerate(_batches(len(inputs), batch_size, steps, seed, draw)):
-            found = network(inputs[batch])
+            few = inputs[batch]
+            try:
+                found = network(few)
+            except ValueError as error:
+                if len(few) > 1:
+                    raise
+                raise UserError(f"the network cannot be trained on one sample at a time: {error}") from error
             loss = criterion(found if columns is None else found[:, columns], targets[batch])
             if not loss.isfinite():
                 break
@@ -260,6 +266,8 @@ def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple[int, ...]]
     """
     if not inputs.dim() or not len(inputs):
         raise UserError(f"samples in inputs must be at least 1, got inputs of shape {list(inputs.shape)}")
+    if not inputs.isfinite().all():
+        raise UserError("the inputs hold NaN or infinities, which nothing can be fitted to")
     with outside_of_modes(), preserve_rng():
         source = ordinary(model, single_precision=True)
         network = (copied_module(source) if source is model else source).eval()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plasticity_cl.diagnostics.activations import Nonlinearity, visit_nonlinearities
+from plasticity_cl.diagnostics.undisturbed import outside_of_modes
 from plasticity_cl.errors import UserError
 
 _Array: TypeAlias = NDArray[np.float64]
@@ -330,8 +331,9 @@ def unit_statistics(
     """
     collector = _Collector()
     visit_nonlinearities(model, inputs, collector.visit)
-    moments = reference.moments if isinstance(reference, UnitStatistics) else reference
-    return _statistics(collector.layers, moments, tau, threshold, eps)
+    with outside_of_modes():
+        moments = reference.moments if isinstance(reference, UnitStatistics) else reference
+        return _statistics(collector.layers, moments, tau, threshold, eps)
 
 
 @dataclass(frozen=True)

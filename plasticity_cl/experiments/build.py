@@ -15,10 +15,10 @@ from plasticity_cl.models import make_model
 from plasticity_cl.models.imagenet_resnet import make_imagenet_resnet
 from plasticity_cl.scenarios.camera_traps import camera_trap_folder
 from plasticity_cl.scenarios.catalogue import SCENARIOS, make_scenario
+from plasticity_cl.scenarios.files import data_folder
 from plasticity_cl.scenarios.iwildcam import IWildCam, WildsScenario
 from plasticity_cl.scenarios.sources import load_source
 from plasticity_cl.scenarios.stream import InMemoryScenario
-from plasticity_cl.scenarios.wilds_layout import data_folder
 from plasticity_cl.seeding import derive_seed
 from plasticity_cl.strategies.catalogue import make_plugins
 from plasticity_cl.training import SupervisedTemplate

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import multiprocessing
 import os
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.directory import check_out, finished_state, run_directory
+from plasticity_cl.experiments.directory import (
+    check_out,
+    disk_errors,
+    diverged_because,
+    finished_state,
+    run_directory,
+    write_failure,
+)
+from plasticity_cl.experiments.pool import ATTEMPTS, Killed, do_all
+from plasticity_cl.experiments.preflight import check_machine
+from plasticity_cl.experiments.progress import Progress
 from plasticity_cl.experiments.spec import Machine, RunSpec, check, fresh_spec
 from plasticity_cl.scenarios.catalogue import SCENARIOS
 
-_ATTEMPTS = 3
+_ONE_SAMPLE = "Expected more than 1 value per channel when training"
+"""What torch says where batch normalisation is given a single sample."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """How a job ended; false where it failed.
+
+    Attributes:
+        state: ``done``, ``diverged``, or ``failed: ...``.
+        trace: The traceback of a failure; none where the mistake is the user's.
+    """
+
+    state: str
+    trace: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.state.startswith("failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +62,19 @@ class _Job:
             return length
         return min(self.spec.n_fresh, length) if entry.exchangeable else length
 
-    def do(self, tick: Callable[[], None]) -> str:
-        """Do it; a mistake of ours is written down beside the run and does not stop the others."""
-        from plasticity_cl.experiments.directory import write_status
-        from plasticity_cl.experiments.run import compute_fresh, run
-
-        if self.directory is None:
-            compute_fresh(self.spec, self.cache, self.machine, tick)
-            return "done"
+    def do(self, tick: Callable[[], None]) -> _Outcome:
+        """Do it; whatever goes wrong is told and stops no other job."""
         try:
-            return run(self.spec, self.directory, self.cache, self.machine, tick)
-        except UserError:
-            raise
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            write_status(self.directory, "failed", "", message)
-            return f"failed: {message}"
+            from plasticity_cl.experiments.run import compute_fresh, run
+
+            if self.directory is not None:
+                return _Outcome(run(self.spec, self.directory, self.cache, self.machine, tick))
+            compute_fresh(self.spec, self.cache, self.machine, tick)
+            return _Outcome("done")
+        except UserError as error:
+            return _Outcome(f"failed: {error}")
+        except (Exception, SystemExit) as error:
+            return _Outcome(f"failed: {_in_one_line(error)}", traceback.format_exc())
 
 
 def compare(specs: Sequence[RunSpec], out: Path, machine: Machine) -> dict[Path, str]:
@@ -84,8 +99,8 @@ def compare(specs: Sequence[RunSpec], out: Path, machine: Machine) -> dict[Path,
 def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict[Path, str]:
     """Do all runs that are not finished yet, several at a time, and say how each ended.
 
-    Each fresh reference is computed once, before the runs that need it. A process that is killed takes no other run
-    with it: what it left undone is done again.
+    Each fresh reference is computed once, before the runs that need it. A run that fails, or whose process is killed,
+    takes no other run with it. How far it is, is shown on the standard error stream.
 
     Args:
         runs: The directory of each run, and what to run.
@@ -93,78 +108,113 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
         machine: Where and how.
 
     Returns:
-        The state of each run: ``done``, ``diverged``, or ``failed: ...``.
+        The state of each run: ``done``, ``diverged``, or ``failed: ...``; see :func:`problems`.
 
     Raises:
-        UserError: The first mistake of the user's that a run finds, or when processes keep being killed; finished runs
-            are kept.
+        UserError: If the machine lacks what a run needs, or the same mistake of the user's stops every run that was
+            left to do.
     """
+    if machine.jobs is not None and machine.jobs < 1:
+        raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
     left = {directory: spec for directory, spec in runs.items() if finished_state(directory, spec) is None}
     waiting: dict[_Job, list[_Job]] = {}
     for directory, spec in left.items():
+        check_machine(spec, machine)
         fresh = _Job(fresh_spec(spec), None, cache, machine)
         waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
-    if machine.jobs is not None and machine.jobs < 1:
-        raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
-    jobs = min(machine.jobs or os.cpu_count() or 1, len(left))
-    total = sum(job.ticks for fresh, dependents in waiting.items() for job in (fresh, *dependents))
-    # Quiet when piped: the bar is for eyes.
-    with tqdm(total=total, unit="exp", disable=None, dynamic_ncols=True, leave=False) as bar:
-        if jobs > 1:
-            done = _in_processes(waiting, jobs, bar)
-        else:
-            done = {job: job.do(bar.update) for fresh, dependents in waiting.items() for job in (fresh, *dependents)}
-    states = {job.directory: state for job, state in done.items() if job.directory is not None}
+    if left:
+        with disk_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+    # A process is forked, where there is more than one: elsewhere one does all.
+    n_workers = min(machine.jobs or os.cpu_count() or 1, len(left)) if hasattr(os, "fork") else 1
+    ended: dict[Path, _Outcome] = {}
+    ticks = sum(job.ticks for fresh, dependents in waiting.items() for job in (fresh, *dependents))
+    with Progress(ticks, len(left), n_workers) as progress:
+        done = _in_processes(waiting, n_workers, progress) if n_workers > 1 else _in_turn(waiting, progress)
+        with contextlib.closing(done):
+            for job, outcome in done:
+                if job.directory is None:
+                    continue
+                ended[job.directory] = outcome
+                progress.ended()
+                if outcome.trace:
+                    write_failure(job.directory, job.spec, outcome.state, outcome.trace)
+    stopped = {directory: outcome.state for directory, outcome in ended.items() if not outcome and not outcome.trace}
+    if stopped and len(stopped) == len(left) and len(set(stopped.values())) == 1:
+        raise UserError(next(iter(stopped.values())).removeprefix("failed: "))
+    for directory, state in stopped.items():
+        write_failure(directory, left[directory], state)
     return {
-        directory: states.get(directory) or finished_state(directory, spec) or "" for directory, spec in runs.items()
+        directory: ended[directory].state if directory in ended else finished_state(directory, spec) or ""
+        for directory, spec in runs.items()
     }
 
 
-def _in_processes(waiting: Mapping[_Job, list[_Job]], jobs: int, bar: tqdm[Any]) -> dict[_Job, str]:
-    # A server process imports everything once, and each worker is forked off it: importing Avalanche takes seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["plasticity_cl.experiments.run"])
-    # Workers that are ended leave a semaphore to Python's tracker, which unlinks it and need not tell the user.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    done: dict[_Job, str] = {}
-    for _ in range(_ATTEMPTS):
-        ticks = context.SimpleQueue()
-        executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (ticks,))
-        running: dict[Future[str], _Job] = {}
+def problems(states: Mapping[Path, str]) -> list[str]:
+    """Say in one line each what went wrong in the runs that :func:`run_all` did; nothing where nothing did.
+
+    Runs of one strategy that ended in the same way share a line.
+    """
+    alike: dict[tuple[Path, str], list[Path]] = {}
+    for directory, state in states.items():
+        if state != "done":
+            alike.setdefault((directory.parent, state), []).append(directory)
+    lines = []
+    for (folder, state), directories in alike.items():
+        first = directories[0]
+        where = str(first) if len(directories) == 1 else f"{folder} ({', '.join(path.name for path in directories)})"
+        if state == "diverged":
+            lines.append(f"{where} diverged: {diverged_because(first)}; a lower lr may help")
+        else:
+            trace = f"; see {first / 'error.txt'}" if (first / "error.txt").exists() else ""
+            lines.append(f"{where} {state}{trace}")
+    return lines
+
+
+def _in_turn(
+    waiting: Mapping[_Job, Sequence[_Job]], progress: Progress
+) -> Generator[tuple[_Job, _Outcome], None, None]:
+    for fresh, dependents in waiting.items():
+        outcome = fresh.do(progress.tick)
+        yield fresh, outcome
+        for job in dependents:
+            yield job, job.do(progress.tick) if outcome else outcome
+
+
+def _in_processes(
+    waiting: Mapping[_Job, Sequence[_Job]], n_workers: int, progress: Progress
+) -> Generator[tuple[_Job, _Outcome], None, None]:
+    def say(job: _Job, by: str) -> None:
+        progress.say(f"a worker process {by}: its run is done again")
+
+    done: set[_Job] = set()
+    for _ in range(ATTEMPTS):
+        left: dict[_Job, list[_Job]] = {}
+        for fresh, dependents in waiting.items():
+            undone = [job for job in dependents if job not in done]
+            left |= {job: [] for job in undone} if fresh in done else {fresh: undone}
+        events = do_all(left, n_workers, "plasticity_cl.experiments.run", progress.tick, say)
         try:
-            for fresh, dependents in waiting.items():
-                for job in dependents if fresh in done else [fresh]:
-                    if job not in done:
-                        running[executor.submit(_work, job)] = job
-            while running:
-                finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                while not ticks.empty():
-                    bar.update(ticks.get())
-                for future in finished:
-                    job = running.pop(future)
-                    done[job] = future.result()
-                    for dependent in waiting.get(job, []):
-                        running[executor.submit(_work, dependent)] = dependent
-            return done
-        except BrokenProcessPool:
-            bar.write("a worker process was killed (out of memory?); doing its run again", file=sys.stderr)
-        finally:
-            # Runs are left where an exception ended the loop: nobody waits for them any more.
-            for process in list((executor._processes or {}).values()) if running else ():
-                process.terminate()
-            executor.shutdown(cancel_futures=True)
-    raise UserError(f"worker processes were killed {_ATTEMPTS} times; try fewer at a time with --jobs 1")
+            with contextlib.closing(events):
+                for job, outcome in events:
+                    done.add(job)
+                    yield job, _of_killed(outcome) if isinstance(outcome, Killed) else outcome
+            return
+        except ConnectionError as error:
+            progress.say(f"{error}: what it left undone is done again")
+    raise UserError(f"the processes were killed {ATTEMPTS} times; try fewer at a time with --jobs 1")
 
 
-_ticks: Any = None
+def _of_killed(killed: Killed) -> _Outcome:
+    message = f"its process {killed.by}, {ATTEMPTS} times; fewer at a time, with --jobs 1, need less memory"
+    return _Outcome(f"failed: {message}", message)
 
 
-def _prepare_worker(ticks: Any) -> None:
-    global _ticks
-    _ticks = ticks
-    # The parent hears the interrupt and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _work(job: _Job) -> str:
-    return job.do(lambda: _ticks.put(1))
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if _ONE_SAMPLE in text:
+        return (
+            "the last batch of an experience has one sample, which batch normalisation cannot train on: "
+            "choose another batch_size or n_samples"
+        )
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

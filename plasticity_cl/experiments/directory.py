@@ -1,61 +1,138 @@
-"""The run directory: the unit of truth that reports read and that makes a comparison resumable. Light to import."""
+"""The run directory: the unit of truth that reports read and that makes a comparison resumable. Light to import.
+
+Nothing is ever deleted but what an unfinished run of the very same spec has written.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import plasticity_cl
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import RunSpec
 
+_FILES = ("spec.json", "status.json", "metrics.csv", "snapshot.pt", "error.txt")
+_OURS = (*_FILES, *(f".{name}*" for name in _FILES), "tensorboard/events.out.tfevents.*", "pictures/*.png")
+"""What runs write into their directories, as patterns. Hidden files are those that were being written."""
+_ADVICE = "choose another --out, or move it away"
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it."""
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a file so that no reader ever sees half of it; text as UTF-8."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing to an open file names none
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one clear line."""
+    """Turn what the disk refuses to write below ``directory`` into one clear line.
+
+    Any other error of the operating system passes through: a data file that cannot be read, or one of the user's own.
+    """
     try:
         yield
     except OSError as error:
+        if not _is_of_writing(error, directory):
+            raise
         raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
+def _is_of_writing(error: OSError, directory: Path) -> bool:
+    # Opening, making and replacing a file name it. Writing to an open one does not, and fails where the disk is full.
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    if names:
+        whole = directory.absolute()
+        paths = [Path(os.fsdecode(name)).absolute() for name in names]
+        return any(path.is_relative_to(whole) or whole.is_relative_to(path) for path in paths)
+    if error.errno in (errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return True
+    return error.errno == errno.ENOSPC and shutil.disk_usage(_existing(directory)).free < 2**24
+
+
 def start(directory: Path, spec: RunSpec) -> None:
-    """Make the directory anew for a run; what an unfinished run left in it is removed."""
+    """Make the directory ready for a run; what an unfinished run of the same spec wrote into it is removed.
+
+    Raises:
+        UserError: If it holds a finished run or anything else, or cannot be written.
+    """
+    if finished_state(directory, spec) is not None:
+        raise UserError(f"{directory} holds a finished run: {_ADVICE}")
     with disk_errors(directory):
-        if directory.exists():
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in (path for pattern in _OURS for path in directory.glob(pattern)):
+            path.unlink()
+        for name in ("tensorboard", "pictures"):
+            with contextlib.suppress(OSError):  # it is not there, or holds something else
+                (directory / name).rmdir()
         write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
 
 
 def write_status(directory: Path, state: str, score: str, message: str = "") -> None:
     """Say how far the run has come: ``running``, ``done``, ``diverged`` or ``failed``."""
-    status = {"state": state, "message": message, "score": score}
+    status = {"state": state, "message": message, "score": score, "version": plasticity_cl.__version__}
     write_atomically(directory / "status.json", json.dumps(status, indent=2) + "\n")
 
 
+def write_failure(directory: Path, spec: RunSpec, state: str, trace: str = "") -> None:
+    """Write down beside a run that it failed, if there is a place for that.
+
+    Args:
+        directory: The run directory, in whatever state the failure left it.
+        spec: The run.
+        state: ``failed: ...``.
+        trace: The traceback, for ``error.txt``.
+    """
+    with contextlib.suppress(OSError, UserError):
+        if finished_state(directory, spec) is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
+            if trace:
+                write_atomically(directory / "error.txt", trace)
+            write_status(directory, "failed", "", state.removeprefix("failed: "))
+
+
 def finished_state(directory: Path, spec: RunSpec) -> str | None:
-    """``done`` or ``diverged`` where the directory holds the finished run of this very spec, otherwise ``None``."""
-    try:
-        saved = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
-        state = json.loads((directory / "status.json").read_text(encoding="utf-8")).get("state")
-    except (OSError, ValueError):
+    """``done`` or ``diverged`` where the directory holds the finished run of this very spec.
+
+    Returns:
+        The state, or ``None`` where there is no such directory, an empty one, or an unfinished run of this spec.
+
+    Raises:
+        UserError: If the directory holds anything else: it is not to be touched.
+    """
+    if not any(directory.glob("*")):
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file, not a folder: {_ADVICE}")
         return None
-    return state if saved == dataclasses.asdict(spec) and state in ("done", "diverged") else None
+    saved = _read(directory / "spec.json")
+    if saved is None:
+        if all(path.match(pattern) for path in directory.iterdir() for pattern in [".spec.json.*"]):
+            return None
+        raise UserError(f"{directory} holds files that are no results of this run: {_ADVICE}")
+    _compare(directory, saved, spec, ())
+    state = (_read(directory / "status.json") or {}).get("state")
+    return state if state in ("done", "diverged") else None
+
+
+def diverged_because(directory: Path) -> str:
+    """What the status of a run says of it."""
+    return str((_read(directory / "status.json") or {}).get("message", ""))
 
 
 def run_directory(out: Path, spec: RunSpec) -> Path:
@@ -64,27 +141,62 @@ def run_directory(out: Path, spec: RunSpec) -> Path:
 
 
 def check_out(out: Path, spec: RunSpec) -> None:
-    """Refuse a results folder that holds anything but runs of the same comparison.
+    """Refuse a results folder that holds anything but runs of the same comparison, or cannot be written.
 
     Runs that differ from ``spec`` in strategy and seed alone are of the same comparison: they are kept and added to.
 
     Raises:
-        UserError: If ``out`` is a file, holds runs with other settings, or files that are no results at all.
+        UserError: If ``out`` is a file or cannot be written, or holds runs with other settings or of another version,
+            or files that are no results at all.
     """
-    if not out.exists():
+    there = _existing(out)
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, not a folder: {_ADVICE}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {out}: {there} does not allow it; choose another --out")
+    if there != out:
         return
-    advice = "choose another --out, or remove it"
-    if not out.is_dir():
-        raise UserError(f"{out} is a file, not a folder: {advice}")
     found = sorted(path.parent for path in out.rglob("spec.json"))
-    if not found and any(out.iterdir()) and not (out / "fresh").is_dir():
-        raise UserError(f"{out} holds files that are no results: {advice}")
+    if not found and not (out / "fresh").is_dir() and any(path.is_file() for path in out.rglob("*")):
+        raise UserError(f"{out} holds files that are no results: {_ADVICE}")
     for directory in found:
-        try:
-            saved = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        for name, wanted in dataclasses.asdict(spec).items():
-            if name not in ("strategy", "seed") and saved.get(name) != wanted:
-                there = saved.get(name)
-                raise UserError(f"{out} holds other results ({name} is {there} there, not {wanted}): {advice}")
+        saved = _read(directory / "spec.json")
+        assert saved is not None
+        _compare(directory, saved, spec, ("strategy", "seed"), out)
+
+
+def _compare(
+    directory: Path, saved: dict[str, Any], spec: RunSpec, but_for: tuple[str, ...], out: Path | None = None
+) -> None:
+    """Refuse a run directory of another version, or whose spec differs from ``spec`` in any other field."""
+    folder = out or directory
+    version = (_read(directory / "status.json") or {"version": plasticity_cl.__version__}).get("version")
+    if version != plasticity_cl.__version__:
+        of = f"version {version}" if version else "an earlier version"
+        raise UserError(f"{folder} holds results of {of}, and this is {plasticity_cl.__version__}: {_ADVICE}")
+    wanted = json.loads(json.dumps(dataclasses.asdict(spec)))
+    for name in (*wanted, *saved):
+        if name not in but_for and (name not in saved or name not in wanted or saved[name] != wanted[name]):
+            there = f"{name} is {saved[name]} there" if name in saved else f"there is no {name} there"
+            here = f"not {wanted[name]}" if name in wanted else "and is nothing here"
+            raise UserError(f"{folder} holds other results ({there}, {here}): {_ADVICE}")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; ``None`` where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not one of ours: {_ADVICE}")
+    return content
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next((parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent)), Path("/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
-from plasticity_cl.experiments.directory import disk_errors, start, write_status
+from plasticity_cl.experiments.directory import disk_errors, start, write_atomically, write_status
 from plasticity_cl.experiments.fresh import fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
@@ -34,7 +35,7 @@ _DIAGNOSTICS: dict[str, Callable[[], list[Any]]] = {
 
 
 class DivergedError(Exception):
-    """The loss became NaN or infinite: nothing after it means anything."""
+    """The loss became NaN or infinite, or the outputs NaN: nothing after it means anything."""
 
 
 class _StopWhenDiverged(SupervisedPlugin):  # type: ignore[misc]
@@ -44,6 +45,17 @@ class _StopWhenDiverged(SupervisedPlugin):  # type: ignore[misc]
         if not math.isfinite(loss):
             k, epoch = strategy.clock.train_exp_counter, strategy.clock.train_exp_epochs
             raise DivergedError(f"the loss became {loss} in experience {k}, epoch {epoch}")
+
+    # A loss may hide it, and statistics of normalisations act in evaluation only.
+    def before_eval_exp(self, strategy: Any, **_: Any) -> None:
+        self._nan = torch.zeros((), dtype=torch.bool, device=strategy.device)
+
+    def after_eval_forward(self, strategy: Any, **_: Any) -> None:
+        self._nan |= strategy.mb_output.isnan().any()
+
+    def after_eval_exp(self, strategy: Any, **_: Any) -> None:
+        if self._nan:
+            raise DivergedError(f"the outputs became nan by experience {strategy.clock.train_exp_counter}")
 
 
 def compute_fresh(
@@ -77,7 +89,7 @@ def run(
         tick: Called after each experience.
 
     Returns:
-        The state of the run: ``done``, or ``diverged`` when the loss became NaN; what was measured before is kept.
+        The state of the run: ``done``, or ``diverged`` when the loss or an output became NaN; what was before is kept.
 
     Raises:
         UserError: If the data set is missing, an option is out of its range, or the disk refuses.
@@ -135,6 +147,6 @@ def _train(
 
 def _save_snapshot(path: Path, strategy: SupervisedTemplate) -> None:
     """The final network and optimizer, to be loaded with ``torch.load(path, weights_only=True)``."""
-    partial = path.with_name(f".{path.name}")
-    torch.save({"model": strategy.model.state_dict(), "optimizer": strategy.optimizer.state_dict()}, partial)
-    partial.replace(path)
+    data = io.BytesIO()
+    torch.save({"model": strategy.model.state_dict(), "optimizer": strategy.optimizer.state_dict()}, data)
+    write_atomically(path, data.getvalue())

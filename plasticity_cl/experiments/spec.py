@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.names import ACTIVATIONS, IMAGENET_NETWORKS, NETWORKS, NORMALIZATIONS
 from plasticity_cl.scenarios.catalogue import SCENARIOS, check_scenario, check_source
 from plasticity_cl.strategies.catalogue import fresh_name, normalise
 
@@ -149,20 +151,25 @@ def check(spec: RunSpec) -> RunSpec:
         raise UserError(f"weights are for imagenet-resnet18 and imagenet-resnet50; {spec.model} starts from a seed")
     if spec.model.startswith("imagenet-") and (spec.width, spec.depth, spec.activation) != (None, None, "relu"):
         raise UserError(f"{spec.model} has a width, a depth and an activation of its own: leave these out")
-    if spec.optimizer not in OPTIMIZERS:
-        raise unknown_name("optimizer", spec.optimizer, OPTIMIZERS)
-    if spec.diagnostics not in DIAGNOSTICS:
-        raise unknown_name("choice of diagnostics", spec.diagnostics, DIAGNOSTICS)
-    for name in ("n_experiences", "n_samples", "epochs", "batch_size", "n_fresh", "threads"):
+    for kind, given, known in (
+        ("network", spec.model, (*NETWORKS, *IMAGENET_NETWORKS)),
+        ("activation", spec.activation, ACTIVATIONS),
+        ("normalization", spec.normalization, NORMALIZATIONS),
+        ("optimizer", spec.optimizer, OPTIMIZERS),
+        ("choice of diagnostics", spec.diagnostics, DIAGNOSTICS),
+    ):
+        if given is not None and given not in known:
+            raise unknown_name(kind, given, known)
+    for name in ("n_experiences", "n_samples", "width", "depth", "epochs", "batch_size", "n_fresh", "threads"):
         value = getattr(spec, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1")
     if spec.fraction is not None and not 0 < spec.fraction <= 1:
         raise UserError(f"fraction is {spec.fraction}: it must be above 0 and at most 1")
-    if not spec.lr > 0:
-        raise UserError(f"lr is {spec.lr}: it must be above 0")
-    if spec.threshold > 1:
-        raise UserError(f"threshold is {spec.threshold}: no accuracy and no R2 is above 1")
+    if not 0 < spec.lr < math.inf:
+        raise UserError(f"lr is {spec.lr}: it must be above 0 and finite")
+    if not spec.threshold <= 1:
+        raise UserError(f"threshold is {spec.threshold}: it must be at most 1, since no accuracy and no R2 is above")
     return dataclasses.replace(spec, strategy=normalise(spec.strategy))
 
 

@@ -31,6 +31,7 @@ _SHARED = (
 )
 _ATOMIC = (type(None), bool, int, float, complex, str, bytes, type(...), range)
 _WITH_STATE = (nn.Module, Optimizer, LRScheduler, torch.Generator, BasePlugin, BaseTemplate)
+_MARK = "_holds_on_to_copies"
 _LIBRARIES = ("torch.", "avalanche.", "plasticity_cl.", "builtins.", "typing.", "abc.")
 
 
@@ -75,6 +76,7 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     memo: dict[int, Any] = {id(old): new for old, new in pairs}
     memory = {old.untyped_storage().data_ptr(): (old, new) for old, new in pairs if isinstance(old, Tensor)}
     reached = _Reached(root, memo, memory)
+    untouched = dict(memo)
     try:
         for optimizer in reached.optimizers:
             memo[id(optimizer)] = object.__new__(type(optimizer))
@@ -102,7 +104,7 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     except CopyError:
         raise
     except Exception as error:  # whatever a stranger's object raises when it is copied
-        raise CopyError(f"{_holder(root, memo)} cannot be copied ({type(error).__name__}: {error})") from error
+        raise CopyError(f"{_holder(root, untouched)} cannot be copied ({type(error).__name__}: {error})") from error
     return result
 
 
@@ -166,7 +168,7 @@ class _Reached:
         if stateful:
             self.local_instances.append(item)
             yield from stateful
-        yield from gc.get_referents(item)
+        yield from _what_is_copied_of(item)
 
     def _refuse_globals(self, memo: Mapping[int, Any]) -> None:
         """Refuse functions that read what is copied from global variables: their copies would read the originals."""
@@ -174,7 +176,7 @@ class _Reached:
         done: set[types.FunctionType] = set()
         while waiting:
             function, holder = waiting.popitem()
-            if function in done or f"{function.__module__}.".startswith(_LIBRARIES):
+            if function in done or _is_of_a_library(function):
                 continue
             done.add(function)
             for name in _global_names(function.__code__):
@@ -186,21 +188,40 @@ class _Reached:
                     raise CopyError(f"{holder} reads the global variable {name}")
 
 
+def _what_is_copied_of(item: Any) -> Iterable[Any]:
+    kind = type(item)
+    if hasattr(kind, "__deepcopy__"):
+        return ()  # its own affair
+    if isinstance(kind.__reduce__, types.FunctionType) or isinstance(kind.__reduce_ex__, types.FunctionType):
+        return item.__reduce_ex__(4)  # type: ignore[no-any-return]
+    return gc.get_referents(item)
+
+
 @cache
 def _methods(kind: type) -> tuple[types.FunctionType, ...]:
     """The functions in a stranger's class, those behind properties too; libraries' classes hold no state."""
-    parts = [
-        part
-        for base in kind.__mro__
-        if not f"{base.__module__}.".startswith(_LIBRARIES)
-        for part in vars(base).values()
-    ]
-    return tuple(function for part in parts for function in _functions_in(part))
+    functions = [function for _, part in _members(kind) for function in _functions_in(part)]
+    return tuple(function for function in functions if not _is_of_a_library(function))
+
+
+def _members(kind: type) -> Iterator[tuple[str, Any]]:
+    """What stands in a class and its bases, but for constructors, which a copy never calls."""
+    hidden = {"__init__", "__new__", "__init_subclass__", "__class_getitem__"}
+    for base in kind.__mro__:
+        for name, part in vars(base).items():
+            if name not in hidden:
+                yield name, part
+        if _MARK in vars(base):
+            hidden |= vars(base).keys()
 
 
 def _functions_in(part: Any) -> list[types.FunctionType]:
     inner = [part.fget, part.fset, part.fdel] if isinstance(part, property) else [getattr(part, "__func__", part)]
     return [function for function in inner if isinstance(function, types.FunctionType)]
+
+
+def _is_of_a_library(function: types.FunctionType) -> bool:
+    return f"{function.__module__}.".startswith(_LIBRARIES)
 
 
 def _held_by(function: types.FunctionType) -> Iterator[Any]:
@@ -213,13 +234,15 @@ def _held_by(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
 
 
-def _holds_state(function: types.FunctionType) -> bool:
-    def is_plain(value: Any) -> bool:
+def _holds_state(function: types.FunctionType, known: tuple[Any, ...] = ()) -> bool:
+    """Whether a function holds on to anything that could change, itself or through functions that it holds on to."""
+    for value in _held_by(function):
         if isinstance(value, types.FunctionType):
-            return value.__closure__ is None
-        return isinstance(value, (*_ATOMIC, *_SHARED))
-
-    return not all(map(is_plain, _held_by(function)))
+            if value not in known and _holds_state(value, (*known, function)):
+                return True
+        elif not isinstance(value, (*_ATOMIC, *_SHARED)):
+            return True
+    return False
 
 
 def _unbound(function: types.FunctionType) -> types.FunctionType:
@@ -244,15 +267,16 @@ def _bind(function: types.FunctionType, made: types.FunctionType, memo: dict[int
 def _local_class(kind: type, memo: dict[int, Any]) -> type:
     """A subclass of ``kind`` whose methods hold on to the copies."""
     members: dict[str, Any] = {}
-    for base in kind.__mro__:
-        for name, part in vars(base).items():
-            if not any(id(function) in memo for function in _functions_in(part)):
-                continue
-            if any(name in vars(derived) for derived in kind.__mro__[: kind.__mro__.index(base)]):
-                raise CopyError(f"{kind.__name__} overrides {name}, which holds on to variables around its class,")
+    seen: set[str] = set()
+    for name, part in _members(kind):
+        if any(id(function) in memo for function in _functions_in(part)):
+            if name in seen:
+                raise CopyError(f"{kind.__name__} overrides {name}, and what it overrides holds on to variables")
             members[name] = _with_copies(part, memo)
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    made: type = type(kind)(kind.__name__, (kind,), {**members, **names})
+        seen.add(name)
+    stranger = next(base for base in kind.__mro__ if _MARK not in vars(base))
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, _MARK: True}
+    made: type = type(kind)(kind.__name__, (stranger,), {**members, **names})
     return made
 
 

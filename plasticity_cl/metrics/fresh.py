@@ -7,15 +7,17 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NoReturn
 
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.training import JointTraining
+from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.copying import CopyError, bound_copy, network_parts
@@ -23,6 +25,7 @@ from plasticity_cl.metrics.guard import RefusedError
 from plasticity_cl.metrics.identity import number_of, whole_experience
 from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.seeding import preserve_rng, restore_rng, rng_state
+from plasticity_cl.training.hooks import is_overridden
 
 FreshFactory = Callable[[], nn.Module | AvalancheTemplate]
 
@@ -49,13 +52,15 @@ class FreshNetworks:
 
     def __init__(self, factory: FreshFactory) -> None:
         self._factory = factory
+        self._met = False
         self._template: AvalancheTemplate | None = None
+        self._uncopied = ""
         self._optimizer: Any = None
         self._settings: dict[str, Any] = {}
         self._hyperparameters: list[dict[str, Any]] = []
         self._plugins: list[Any] = []
         self._refused = ""
-        self._made: list[Any] = []
+        self._in_use: MutableMapping[Tensor, None] = WeakTensorKeyDictionary()
         self._rng: Any = None
         self._options: dict[str, Any] = {}
         self._fresh: AvalancheTemplate | None = None
@@ -63,15 +68,20 @@ class FreshNetworks:
 
     def remember(self, strategy: Any) -> None:
         """Copy the strategy as it is; to be called when it is met, before it trains for the first time."""
-        if self._template is not None or self._refused:
+        if self._met:
             return
-        if isinstance(strategy, JointTraining):
-            self._refuse("JointTraining trains on all experiences at once, which no network does on one alone")
+        self._met = True
         if strategy.clock.train_iterations > 0:
-            self._refuse("the strategy has trained already when the metric meets it")
+            self._uncopied = "the strategy had trained already when the metric met it"
+            return
+        self._in_use.update(dict.fromkeys(strategy.model.parameters()))
+        made = self._new()
+        if isinstance(made, BaseTemplate):
+            return
+        old, new = network_parts(strategy.model), network_parts(made)
+        self._check_like(old, new)
+        pairs = [(part, new[name]) for name, part in old.items()]
         try:
-            parts = network_parts(bound_copy(strategy.model, []))
-            pairs = [(part, parts[name]) for name, part in network_parts(strategy.model).items()]
             evaluator = _quiet_evaluator(strategy)
             self._template = bound_copy(strategy, [*pairs, (strategy.evaluator, evaluator)])
             evaluator.metrics = [
@@ -80,9 +90,8 @@ class FreshNetworks:
                 if metric is not None
             ]
         except CopyError as error:
-            self._template = None
-            self._refuse(str(error))
-        self._note_settings(strategy)
+            self._template, self._uncopied = None, str(error)
+        self._warn_of_early_plugins(strategy)
 
     def before_training(self, strategy: Any) -> None:
         """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
@@ -90,7 +99,9 @@ class FreshNetworks:
         self._rng = rng_state()
         self._options = _options_of_train(strategy)
         if self._template is not None:
-            self._follow_settings(strategy)
+            if self._settings:
+                self._follow_settings(strategy)
+            self._note_settings(strategy)
 
     def before_experience(self) -> None:
         """Note the random state before anything is done for an experience after the first of one ``train()``."""
@@ -112,6 +123,8 @@ class FreshNetworks:
         """
         if self._refused:
             return
+        if isinstance(strategy, JointTraining):
+            self._refuse("JointTraining trains on all experiences at once, and no network does that on one alone")
         experience = strategy.experience
         of = (whole_experience(experience), number_of(experience))
         goes_on = experience is not of[0] and self._trained_on is not None and self._trained_on[0] is of[0]
@@ -119,7 +132,7 @@ class FreshNetworks:
         self._fresh = None
         with preserve_rng(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the watched strategy says it itself
-            fresh = trained if goes_on and trained is not None else self._make(strategy)
+            fresh = trained if goes_on and trained is not None else self._make()
             options = bound_copy(self._options, [])
             restore_rng(self._rng)
             fresh.train(experience, eval_streams=list(strategy._eval_streams or []), **options)
@@ -147,37 +160,56 @@ class FreshNetworks:
             evaluator.metrics = metrics
         return float(metric.result())
 
-    def _make(self, strategy: Any) -> AvalancheTemplate:
-        with preserve_rng():
-            made = self._factory()
+    def _make(self) -> AvalancheTemplate:
+        try:
+            made = self._new()
+        except RefusedError as error:  # it is too late to refuse the run
+            self._refuse(str(error))
         if isinstance(made, BaseTemplate):
-            network = made.model
-        elif isinstance(made, nn.Module):
-            network = made
-        else:
-            kind = type(made).__name__
-            raise RefusedError(
-                f"the reference must return a torch.nn.Module or an Avalanche strategy; it returned a {kind}"
-            )
-        watched = {id(parameter) for parameter in strategy.model.parameters()}
-        in_use = any(id(p) in watched for p in network.parameters() if p.requires_grad)
-        if in_use:
-            raise RefusedError(
-                "the reference returned the network that is trained; it must make a new one at each call"
-            )
-        if any(made is other for other in self._made):
-            self._refuse("the reference returned the same network twice; it must make a new one at each call")
-        self._made = [made]
-        if isinstance(made, BaseTemplate):
+            made.evaluator.loggers = []
             return made
-        assert self._template is not None
+        if self._template is None:
+            self._refuse(self._uncopied)
         old, new = network_parts(self._template.model), network_parts(made)
         self._check_like(old, new)
         try:
             return bound_copy(self._template, [(part, new[name]) for name, part in old.items()])  # type: ignore[no-any-return]
         except CopyError as error:
             self._refuse(str(error))
-            raise
+
+    def _new(self) -> nn.Module | AvalancheTemplate:
+        """A new network or strategy from the factory.
+
+        Raises:
+            RefusedError: If it is neither of them, or holds on to parameters of one that it made before.
+        """
+        with preserve_rng():
+            made = self._factory()
+        if not isinstance(made, nn.Module | BaseTemplate):
+            kind = type(made).__name__
+            raise RefusedError(
+                f"the reference must return a torch.nn.Module or an Avalanche strategy; it returned a {kind}"
+            )
+        network = made.model if isinstance(made, BaseTemplate) else made
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if any(parameter in self._in_use for parameter in parameters):
+            raise RefusedError(
+                "the reference returned a network that is in use already; it must make a new one at each call"
+            )
+        self._in_use.update(dict.fromkeys(parameters))
+        return made
+
+    def _warn_of_early_plugins(self, strategy: Any) -> None:
+        early = strategy.plugins[: strategy.plugins.index(strategy.evaluator)]
+        for plugin in early:
+            acts = is_overridden(plugin, "before_training") and not isinstance(plugin, LRSchedulerPlugin)
+            if acts and strategy.is_training:
+                name = type(plugin).__name__
+                warnings.warn(
+                    f"fresh networks: {name} acts in before_training, before anybody could copy it, so that its copies "
+                    f"act a second time; if that makes a difference, {_ADVICE}",
+                    stacklevel=2,
+                )
 
     def _check_like(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Refuse a network that is not built as the strategy's was before its first training."""
@@ -186,7 +218,7 @@ class FreshNetworks:
             if here != there:
                 self._refuse(f"the reference's network differs from the strategy's: {name} is {there}, not {here}")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         self._refused = why
         raise UserError(f"no fresh networks: {why}; {_ADVICE}")
 

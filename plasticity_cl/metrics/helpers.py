@@ -39,7 +39,8 @@ def plasticity_metrics(
             function without arguments that returns a fresh network, or a fresh strategy, which is then trained on each
             experience beside the run. With it the separation is reported, without it the learning score against the
             first experience's.
-        baseline: The scores S_ref that strategies are to be compared against, see :class:`SeparationMetric`.
+        baseline: S_ref, the scores that strategies to be compared have in common as their reference, as a mapping like
+            ``reference``; see :func:`separate`.
         threshold: The training score that counts as learned, for the steps to it.
         score: What is scored: ``"accuracy"``, ``"bounded-r2"``, ``"r2"`` or a function without arguments that returns a
             score, for instance ``lambda: Accuracy(threshold=0.0)``; ``None`` goes by the targets and the criterion, see

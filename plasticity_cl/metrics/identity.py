@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
-from avalanche.benchmarks import OnlineCLExperience
+from avalanche.benchmarks import CLStream, OnlineCLExperience
 
 
 def whole_experience(experience: Any) -> Any:
@@ -23,6 +24,30 @@ def number_of(experience: Any) -> int:
 def stream_of(experience: Any) -> Any:
     """The stream of the (whole) experience; ``None`` for an experience that stands alone."""
     return getattr(whole_experience(experience), "_origin_stream", None)
+
+
+def benchmark_of(experience: Any) -> Any:
+    """What the numbers of experiences are numbers in: the benchmark, or the stream where it knows of none."""
+    stream = stream_of(experience)
+    return getattr(stream, "benchmark", None) or stream
+
+
+def streams_of_benchmark(experience: Any) -> dict[str, Any]:
+    """Every stream of the benchmark by name, as far as they can be found.
+
+    The streams of most of Avalanche's benchmarks do not know which benchmark they are of; then the dictionary of
+    streams is looked for that holds this one.
+    """
+    stream = stream_of(experience)
+    if stream is None:
+        return {}
+    if getattr(stream, "benchmark", None) is not None:
+        return dict(stream.benchmark.streams)
+    for holder in gc.get_referrers(stream):
+        holds_streams = isinstance(holder, dict) and holder.get(stream.name) is stream
+        if holds_streams and all(isinstance(value, CLStream) for value in holder.values()):
+            return dict(holder)
+    return {}
 
 
 def stream_name(experience: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training import JointTraining
 
@@ -16,7 +17,14 @@ from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.metrics.experience_score import NAN, ExperienceScore
 from plasticity_cl.metrics.fresh import FreshFactory, FreshNetworks
 from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy, RefusedError
-from plasticity_cl.metrics.identity import number_of, stream_length, stream_name, stream_of
+from plasticity_cl.metrics.identity import (
+    benchmark_of,
+    number_of,
+    stream_length,
+    stream_name,
+    stream_of,
+    streams_of_benchmark,
+)
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import Choice
 from plasticity_cl.metrics.separation import Separation, separate
@@ -45,6 +53,9 @@ class _Run:
     evaluated: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     lengths: dict[str, int | None] = field(default_factory=dict)
     first_of_train: bool = True
+    checked: bool = False
+    moved_on: bool = False
+    """Whether the run has gone on to another benchmark, for which no scores were given."""
 
 
 class SeparationMetric(GuardedMetric):
@@ -74,6 +85,7 @@ class SeparationMetric(GuardedMetric):
             nothing. See :class:`~plasticity_cl.metrics.fresh.FreshNetworks`.
         baseline: S_ref as a mapping from stream name to one score an experience: what the strategies that are compared
             have in common as their reference, for instance ``result()[...].fresh`` of a run without interventions.
+        score: What is scored, see :func:`~plasticity_cl.metrics.scores.score_for`.
 
     Raises:
         UserError: If a reference or a baseline is no such thing. When the run begins, a :class:`RefusedError` if it
@@ -111,7 +123,7 @@ class SeparationMetric(GuardedMetric):
 
     def without_reference(self) -> SeparationMetric:
         """The same metric for a fresh network, which has no reference itself."""
-        return SeparationMetric()
+        return SeparationMetric(score=self._choice)
 
     def result(self) -> dict[str, Separation]:
         """The separation on every evaluated stream, as far as the run has come; NaN where a score is missing."""
@@ -242,14 +254,16 @@ class SeparationMetric(GuardedMetric):
     def _begin(self, run: _Run, strategy: Any) -> None:
         """Note what the training is on. Where it was trained on before, its new scores take the old ones' place."""
         experience = strategy.experience
-        benchmark = getattr(stream_of(experience), "benchmark", None)
-        if run.trained and benchmark is not None and run.benchmark is not None and benchmark is not run.benchmark:
-            self._say("the run goes on with another benchmark, whose experiences have the same numbers: a new table")
+        benchmark = benchmark_of(experience)
+        if run.trained and benchmark is not run.benchmark:
+            self._say(
+                "the run goes on with another benchmark, whose experiences have the same numbers: a new table begins"
+                + (", without the scores that were given" if self._given else "")
+            )
             run.learned, run.latest, run.fresh = defaultdict(dict), defaultdict(dict), defaultdict(dict)
-            run.trained, run.just_trained = [], frozenset()
+            run.trained, run.just_trained, run.moved_on = [], frozenset(), True
         run.benchmark, run.n_trained_stream = benchmark, stream_length(experience)
-        for name, given in self._given.items():
-            self._check_given(name, given, benchmark, number_of(experience))
+        self._check_given(run, experience)
         numbers = [number_of(experience)]
         if isinstance(strategy, JointTraining):
             numbers = [number_of(joint) for joint in strategy._experiences]
@@ -271,19 +285,23 @@ class SeparationMetric(GuardedMetric):
                 f"{run.n_trained_stream}: they are taken for each other's by number"
             )
 
-    def _check_given(self, name: str, given: Mapping[str, Sequence[float]], benchmark: Any, k: int) -> None:
-        streams = getattr(benchmark, "streams", None)
-        for stream, scores in given.items():
-            if streams is not None and stream not in streams:
-                raise RefusedError(f"{name}: {unknown_name('stream', stream, streams)}")
-            length = k + 1
-            if streams is not None and hasattr(streams[stream], "__len__"):
-                length = len(streams[stream])
-            if len(scores) < length:
-                raise RefusedError(
-                    f"{name}: stream {stream} has {length} experiences, and {len(scores)} scores are given; give one "
-                    "for each"
-                )
+    def _check_given(self, run: _Run, experience: Any) -> None:
+        """Refuse a reference that names a stream that there is not, or has too few scores; once a run."""
+        if run.checked or not self._given:
+            return
+        streams = streams_of_benchmark(experience) or {stream_name(experience): stream_of(experience)}
+        for name, given in self._given.items():
+            for stream, scores in given.items():
+                if len(streams) > 1 and stream not in streams:
+                    raise RefusedError(f"{name}: {unknown_name('stream', stream, streams)}")
+                whole: Any = streams.get(stream)
+                length = len(whole) if hasattr(whole, "__len__") else number_of(experience) + 1
+                if len(scores) < length:
+                    raise RefusedError(
+                        f"{name}: stream {stream} has {length} experiences, and {len(scores)} scores are given; give "
+                        "one for each"
+                    )
+        run.checked = True
 
     def _take(self, run: _Run, stream: str, k: int, score: float, fresh: float) -> list[Scalar]:
         run.learned[stream][k] = run.latest[stream][k] = score
@@ -304,9 +322,8 @@ class SeparationMetric(GuardedMetric):
         ]
 
     def _fresh_score(self, strategy: Any) -> float:
-        return (
-            NAN if self._fresh_networks is None else self._fresh_networks.score(strategy, ExperienceScore(self._choice))
-        )
+        networks = self._fresh_networks
+        return NAN if networks is None else networks.score(strategy, ExperienceScore(self._choice))
 
     @property
     def _fresh_networks(self) -> FreshNetworks | None:
@@ -317,7 +334,7 @@ class SeparationMetric(GuardedMetric):
         return self._listed("reference", stream) if self._factory is None else self._runs.latest.fresh[stream]
 
     def _listed(self, name: str, stream: str) -> dict[int, float]:
-        return dict(enumerate(self._given.get(name, {}).get(stream, ())))
+        return {} if self._runs.latest.moved_on else dict(enumerate(self._given.get(name, {}).get(stream, ())))
 
     def _say(self, what: str) -> None:
         kind = what.translate({ord(digit): None for digit in "0123456789"})
@@ -326,10 +343,14 @@ class SeparationMetric(GuardedMetric):
             warnings.warn(f"{type(self).__name__}: {what}", stacklevel=4)
 
 
-def _state_of_network(strategy: Any) -> Any:
-    """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does."""
-    tensors = (*strategy.model.parameters(), *strategy.model.buffers())
-    return strategy.clock.train_exp_iterations, [(id(tensor), tensor._version) for tensor in tensors]
+def _state_of_network(strategy: Any) -> list[float]:
+    """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does.
+
+    Two sums over each tensor: versions that PyTorch counts miss what is written to ``parameter.data``.
+    """
+    tensors = [tensor.detach().float() for tensor in (*strategy.model.parameters(), *strategy.model.buffers())]
+    sums = [part for tensor in tensors for part in (tensor.sum(), tensor.square().sum())]
+    return torch.stack(sums).tolist() if sums else []
 
 
 def _checked(name: str, given: Any) -> dict[str, list[float]]:
@@ -338,12 +359,10 @@ def _checked(name: str, given: Any) -> dict[str, list[float]]:
     Raises:
         UserError: If it is anything else.
     """
-    advice = (
-        f'{name} must be a mapping from stream name to one score an experience, for instance {{"test": [0.9, 0.8]}}'
-    )
+    advice = f'{name} must be a mapping from stream name to one score an experience, as {{"test": [0.9, 0.8]}}'
     if not isinstance(given, Mapping):
-        other = " or a function that returns a fresh network" if name == "reference" else ""
-        raise UserError(f"{advice}{',' if other else ''}{other}, not a {type(given).__name__}")
+        other = ", or a function that returns a fresh network" if name == "reference" else ""
+        raise UserError(f"{advice}{other}; it is a {type(given).__name__}")
     checked = {}
     for stream, scores in given.items():
         try:
