@@ -255,6 +255,18 @@ def test_a_score_without_lower_bound_does_not_flatten_the_rest() -> None:
     assert png(drawing.figure).startswith(b"\x89PNG")
 
 
+def test_letters_that_the_font_has_are_drawn() -> None:
+    comparison = compared(
+        *(in_memory("naïve→β网", s, rows_of([0.5], [0.5], [0.9])) for s in range(3)), title="Größe\n网"
+    )
+    drawing = parts_figure(comparison, standings(comparison), looks(comparison.strategies))
+    assert drawing is not None
+    (axes,) = panels(drawing).values()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["naïve→β?"]
+    assert drawing.figure.texts[0].get_text().startswith("Größe??: what was learned")
+    assert "naïve→β?".encode() in svg(drawing.figure)
+
+
 # Looks
 
 

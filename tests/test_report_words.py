@@ -71,6 +71,8 @@ def test_abbreviations_fit_and_stay_apart(names: list[str], width: int) -> None:
 
 def test_names_are_listed() -> None:
     assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert listed("abcdef") == "a, b, c, d, e and f"
+    assert listed("abcdefgh") == "a, b, c, d, e and 3 others"
 
 
 # Verdicts
@@ -262,6 +264,14 @@ def test_the_headline_leaves_chance_level_out() -> None:
         "Only finetune can be ranked: it learns to 0.65, 0.10 below the common reference. Not told from chance level, "
         "and so not ranked: ewc=1e9 (0.45, chance is 0.50). What it loses says nothing: who has learned nothing has "
         "nothing to lose."
+    )
+
+
+def test_the_headline_says_that_nothing_was_learned() -> None:
+    words = said_of(*(runs_of(name, 0.0, 0.0, 0.0, reference=0.1, chance=0.1) for name in ("a", "b")))
+    assert words == (
+        "No strategy is told from chance level, so nothing is ranked: a (0.10, chance is 0.10) and b (0.10, chance is "
+        "0.10)."
     )
 
 

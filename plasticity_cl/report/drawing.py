@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -15,9 +16,9 @@ from xml.etree import ElementTree
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from plasticity_cl.report.read import BASELINE, strategy_order
-from plasticity_cl.report.wording import plain
 
 INK, MUTED, FAINT, GRID, PAPER = "#222222", "#666666", "#cccccc", "#ececec", "#ffffff"
 # Okabe and Ito's palette, which stays apart under all common kinds of colour blindness, less its yellow, which is too
@@ -105,6 +106,16 @@ def looks(strategies: Iterable[str]) -> dict[str, Look]:
     return {BASELINE: Look(_GREY, "o"), **chosen}
 
 
+@functools.cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """Replace whatever the figures' font cannot show, so that a character has a width and a line stays a line."""
+    return "".join(c if c.isprintable() and ord(c) in _characters() else "?" for c in text)
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw in the report's style whatever the user's settings are, and leave those as they were."""
@@ -160,7 +171,7 @@ def grid(
     """
     columns = min(columns, n + 1)
     width = columns * size[0]
-    lines = textwrap.wrap(plain(title), int(11.5 * width))
+    lines = textwrap.wrap(drawable(title), int(11.5 * width))
     above = 0.1 + _LINE * len(lines)
     legend_height = 0.15 + _LINE * 0.9 * sum(text.count("\n") + 1 for _, text in handles)
     heights = [size[1]] * math.ceil(n / columns)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from plasticity_cl.report.drawing import FAINT, INK, MUTED, PAPER, Drawing, Look, Margins, drawing, grid
+from plasticity_cl.report.drawing import FAINT, INK, MUTED, PAPER, Drawing, Look, Margins, drawable, drawing, grid
 from plasticity_cl.report.read import Comparison, Run
 from plasticity_cl.report.statistics import (
     Array,
@@ -25,7 +25,7 @@ from plasticity_cl.report.statistics import (
     curve,
     simultaneous,
 )
-from plasticity_cl.report.wording import SPLITS, abbreviate, diagnostic_in_words, number, plain, worse
+from plasticity_cl.report.wording import SPLITS, abbreviate, diagnostic_in_words, number, worse
 
 _DASHES, _DOTS = (0, (4, 2)), (0, (1, 1.6))
 _SEED: Mapping[str, Any] = {"markersize": 3, "alpha": 0.6, "markeredgewidth": 0}
@@ -80,7 +80,7 @@ def parts_figure(comparison: Comparison, standings: Mapping[str, Standing], look
         size = (4.0, 0.34 * rows + 0.85)
         figure, panels = grid(len(shown), size, title, handles, Margins(left=1.5, top=0.3, bottom=0.55), columns=2)
         for panel, (stream, summaries) in zip(panels, shown.items(), strict=True):
-            short = abbreviate(summaries, 19)
+            short = abbreviate(summaries, 19, drawable)
             learned_of, _ = simultaneous({name: [summary.learned] for name, summary in summaries.items()})
             for row, (name, summary) in enumerate(summaries.items()):
                 _draw_parts(panel, row, summary, learned_of[name][0], look[name], final)
@@ -137,7 +137,7 @@ def learning_figure(comparison: Comparison, standing: Standing, look: Mapping[st
             handles.append((Line2D([], [], color=INK, linewidth=0.8, marker="x"), "run that did not finish"))
         title = f"{comparison.title}: learning on {SPLITS[stream]}"
         figure, panels = grid(len(learned), (3.0, 2.5), title, handles, Margins(left=0.75))
-        short = abbreviate(learned, 24)
+        short = abbreviate(learned, 24, drawable)
         for panel, (name, runs) in zip(panels, strategies.items(), strict=True):
             if behind:
                 for other, means in learned.items():
@@ -182,7 +182,7 @@ def separation_figure(
     low, high = _separation_limits(min(ends), max(ends), wide)
     names = list(dict.fromkeys(name for known in points.values() for name in known))
     with drawing():
-        short = abbreviate(names, 34)
+        short = abbreviate(names, 34, drawable)
         handles = [(_marker(look[name]), short[name]) for name in names]
         figure, panels = grid(len(points), (3.0, 3.0), comparison.title, handles, Margins(0.72, 0.14, 0.32, 0.54))
         for panel, (stream, known) in zip(panels, points.items(), strict=True):
@@ -229,13 +229,13 @@ def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look], mechani
     if not found:
         return None
     with drawing():
-        short = abbreviate(comparison.strategies, 34)
+        short = abbreviate(comparison.strategies, 34, drawable)
         handles = [(_marker(look[name], 1.8), short[name]) for name in comparison.strategies]
         figure, panels = grid(len(found), (3.0, 2.3), f"{comparison.title}: {mechanism}", handles, Margins())
         for panel, (metric, layers) in zip(panels, found.items(), strict=True):
             same = _draw_diagnostic(panel, comparison, metric, layers, look)
             words = diagnostic_in_words(metric, layers) + (", the same for all" if same else "")
-            _title(panel, plain(words), worse(metric))
+            _title(panel, drawable(words), worse(metric))
         _count_experiences(panels)
         return figure
 
@@ -447,7 +447,7 @@ def _tick(value: float, _position: object) -> str:
 
 
 def _score_name(score: str) -> str:
-    return plain(score).replace("R2", "R²")
+    return drawable(score).replace("R2", "R²")
 
 
 def _count_experiences(panels: Sequence[Any]) -> None:

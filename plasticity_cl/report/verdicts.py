@@ -176,6 +176,8 @@ def _at_chance(standing: Standing) -> str:
         f"{number(standing.summaries[name].chance.mean)})"
         for name in standing.at_chance
     ]
+    if len(found) == sum(summary.learned.n > 0 for summary in standing.summaries.values()) > 1:
+        return f"No strategy is told from chance level, so nothing is ranked: {listed(found)}."
     theirs = "What they lose" if len(found) > 1 else "What it loses"
     return (
         f"Not told from chance level, and so not ranked: {listed(found)}. {theirs} says nothing: who has learned "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plasticity_cl.report.statistics import Estimate
 
@@ -42,8 +42,10 @@ def interval(estimate: Estimate, digits: int = 2) -> str:
     return f"[{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Join names: ``a, b and c``."""
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Join names: ``a, b and c``; of many the first ones, ``a, b, c, d, e and 20 others``."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} others"]
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
@@ -82,7 +84,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
-def abbreviate(names: Iterable[str], width: int) -> dict[str, str]:
+def abbreviate(names: Iterable[str], width: int, clean: Callable[[str], str] = plain) -> dict[str, str]:
     """Shorten strategy names to a width, and keep them apart.
 
     The longest words are cut first and values stay whole: ``layernorm+l2=0.001`` becomes ``layern.+l2=0.001``. Names
@@ -91,16 +93,17 @@ def abbreviate(names: Iterable[str], width: int) -> dict[str, str]:
     Args:
         names: The names.
         width: The largest number of characters, at least 6.
+        clean: Replaces what cannot be shown.
 
     Returns:
-        The short form of each name, in printable ASCII.
+        The short form of each name, in characters that can be shown.
     """
     short: dict[str, str] = {}
     for name in names:
-        candidate = _shorten(plain(name), width)
+        candidate = _shorten(clean(name), width)
         tag = 2
         while candidate in short.values():
-            candidate = f"{_shorten(plain(name), width)[: width - len(f'~{tag}')]}~{tag}"
+            candidate = f"{_shorten(clean(name), width)[: width - len(f'~{tag}')]}~{tag}"
             tag += 1
         short[name] = candidate
     return short
