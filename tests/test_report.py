@@ -262,7 +262,7 @@ def test_runs_of_different_scores_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "3", spec_of("finetune", 3), [], {"state": "running"})
     found = comparisons(read_runs(tmp_path))
     assert [(c.score, [run.seed for run in c.runs]) for c in found] == [("R2", [0, 3]), ("bounded R2", [1, 2])]
-    assert found[1].title == "label-reset on digits, 1 experience, scored by=bounded R2"
+    assert found[1].title == "label-reset on digits, 1 experience, score=bounded R2"
 
 
 # The page
@@ -337,7 +337,7 @@ def test_the_page_says_what_the_words_mean_and_what_was_run(results: Path) -> No
     ):  # fmt: skip
         assert words in text, words
     assert ["lr", "0.001"] in itertools.chain(*page.tables)
-    assert ["scored by", "accuracy"] in itertools.chain(*page.tables)
+    assert ["score", "accuracy"] in itertools.chain(*page.tables)
     assert ["l2=9", "2", "diverged: the loss became NaN in experience 2", "l2=9/seed2"] in itertools.chain(*page.tables)
 
 
@@ -509,7 +509,7 @@ def test_a_target_shift_is_shown_against_its_zero_mean_twin(tmp_path: Path) -> N
     assert table[0] == ["experience", "target mean", "zero-mean twin", "finetune"]
     assert table[2:] == [["0", "0.00", "0.97", "0.97", "0.95"], ["1", "100", "0.98", "0.60", "0.40"]]
     text = " ".join(page.text.split())
-    assert "the handicap is what a large target mean costs even a fresh network" in text
+    assert "so that the handicap is what a large target mean costs even a fresh network" in text
     assert "forgetting is shown and not counted as damage" in text
     # Without what an older version did not write, the rest is still there.
     for path in tmp_path.rglob("metrics.csv"):

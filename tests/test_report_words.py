@@ -344,7 +344,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_text_table_equals_hand_computation(table: str) -> None:
     lines = table.splitlines()
     assert lines[0] == "label-reset on digits, 7 experiences: accuracy on training data"
-    assert lines[1] == "common reference: fresh baseline networks, 0.91 to 0.92, as seeds finished"
+    assert lines[1] == "common reference: 0.91 to 0.92, as seeds finished, fresh baseline networks"
     assert lines[3].split() == ["rank", "strategy", "learned", "handicap", "loss", "forgetting", "total", "seeds"]
     learned, final = LEARNED["finetune"], FINAL["finetune"]
     parts = [
@@ -416,7 +416,12 @@ def test_the_text_table_says_what_a_target_shift_is_held_against() -> None:
         for run in runs_of("finetune", 0.1, 0.2, 0.3)
     ]
     found = " ".join(summary_table(runs).split())
-    assert "fresh baseline networks, 0.75 on the zero-mean twin: the handicap is what a large target" in found
+    assert "common reference: 0.75, fresh baseline networks on the zero-mean twin, so that the handicap is" in found
+
+
+def test_the_text_table_names_the_baseline() -> None:
+    runs = [dataclasses.replace(run, spec={**run.spec, "baseline": "l2=0.1"}) for run in runs_of("a", 0.1, 0.2, 0.3)]
+    assert "\ncommon reference: 0.75, fresh l2=0.1 networks\n" in summary_table(runs)
 
 
 def test_the_test_table_follows_where_it_tells_a_different_story() -> None:
@@ -469,7 +474,7 @@ def test_five_strategies_read_well() -> None:
     ]
     expected = """
     label-reset on digits, 1 experience: accuracy on training data
-    common reference: fresh baseline networks, 0.61
+    common reference: 0.61, fresh baseline networks
                                                 plasticity
     rank strategy            learned  handicap        loss  (forgetting)  seeds
        1 layernorm+l2=0.001     0.96     -0.38        0.03          0.83      5

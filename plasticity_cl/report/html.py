@@ -31,7 +31,7 @@ from plasticity_cl.report.statistics import (
     standing,
 )
 from plasticity_cl.report.verdicts import NOT_COUNTED, headline, verdict
-from plasticity_cl.report.wording import SPLITS, TWIN, diagnostic_in_words, interval, number
+from plasticity_cl.report.wording import SPLITS, diagnostic_in_words, interval, number
 
 Standings = Mapping[str, Standing]  # by stream
 
@@ -269,9 +269,9 @@ def _separation_table(comparison: Comparison, there: Standing, look: Mapping[str
         if known
         else "These results have no common reference. "
     )
-    twin = f"The common reference is {TWIN}. " if known and _is_target_shift(comparison) else ""
+    reference = f"The common reference: {comparison.reference}. " if known else ""
     caption = (
-        f"{score} on {SPLITS[there.stream]}: means over experiences, then over seeds. {sums}{twin}"
+        f"{score} on {SPLITS[there.stream]}: means over experiences, then over seeds. {sums}{reference}"
         f"Plasticity loss is net: transfer is in it. {_intervals(family)} Rank: 1 + how many strategies learned surely "
         f"more, by paired differences; strategies of one rank are not told apart.{'' if counts else f' {NOT_COUNTED}'}"
     )

@@ -1,7 +1,7 @@
 """What every report says in the same words: the page's head, its style, and the definitions."""
 
+from plasticity_cl.report.read import TWIN
 from plasticity_cl.report.statistics import FEWEST, LAST, LEVEL, NEGLIGIBLE
-from plasticity_cl.report.wording import TWIN
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --muted: #5d5d63; --paper: #ffffff; --rule: #d9d9de;

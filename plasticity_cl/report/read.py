@@ -17,6 +17,7 @@ from plasticity_cl.errors import UserError
 
 HEADER = ["metric", "stream", "layer", "experience", "value"]
 BASELINE = "finetune"
+TWIN = "on the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network"
 OTHER = "Other diagnostics"
 MECHANISMS: Mapping[str, tuple[str, ...]] = {
     "Mechanism 1: units and preactivations": (
@@ -128,6 +129,12 @@ class Comparison:
         return all(run.forgetting_counts for run in self.runs)
 
     @property
+    def reference(self) -> str:
+        """What the common reference is, in words."""
+        twin = f" {TWIN}" if self.spec.get("scenario") == "target-shift" else ""
+        return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Which of train and test the learning score was measured on."""
         return tuple(s for s in ("train", "test") if any(run.series("learned", s) for run in self.runs))
@@ -200,7 +207,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
         groups.setdefault((fields, run.score or scores.get(fields)), []).append(run)
     of_groups = [next((run.score for run in group if run.score), "score") for group in groups.values()]
     specs = [
-        {**_without_nulls(group[0].spec), "scored by": score}
+        {"score": score, **_without_nulls(group[0].spec)}
         for group, score in zip(groups.values(), of_groups, strict=True)
     ]
     return [

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from plasticity_cl.report.read import Comparison, Run, comparisons
 from plasticity_cl.report.statistics import FEWEST, Estimate, Standing, Summary, simultaneous, standing
 from plasticity_cl.report.verdicts import NOT_COUNTED, dominant, left_out_in_words
-from plasticity_cl.report.wording import SPLITS, TWIN, abbreviate, number, plain
+from plasticity_cl.report.wording import SPLITS, abbreviate, number, plain
 
 WIDTH = 80
 _LEGEND = (
@@ -111,8 +111,7 @@ def _reference(comparison: Comparison, summaries: Mapping[str, Summary]) -> str:
         return ""
     low, high = number(min(known)), number(max(known))
     reached = low if low == high else f"{low} to {high}, as seeds finished"
-    where = f" {TWIN}" if comparison.spec.get("scenario") == "target-shift" else ""
-    return f"common reference: fresh baseline networks, {reached}{where}"
+    return f"common reference: {reached}, {comparison.reference}"
 
 
 def _rank(name: str, there: Standing) -> str:

@@ -9,8 +9,6 @@ from plasticity_cl.report.statistics import Estimate
 
 SPLITS = {"train": "training data", "test": "test data", "ood": "data out of distribution"}
 
-TWIN = "on the zero-mean twin: the handicap is what a large target mean costs even a fresh network"
-
 
 def number(value: float, digits: int = 2) -> str:
     """Write a number in few characters, for two digits at most five.
