@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plasticity_cl.errors import UserError, unknown_name
@@ -26,6 +26,9 @@ class Entry:
         n_experiences: Its length if none is asked for.
         options: Its options beyond the ones that all scenarios have.
         exchangeable: Whether all experiences are equally hard for a fresh network.
+        regression: Whether its targets are numbers, and not classes.
+        twin: The options of the stream on which the fresh networks of the baseline are trained, where that is another
+            one: the same stream without what the scenario makes hard.
         sources: The data sets that it is made of, where they are not those that all other scenarios share: these are
             folders of images, and not in memory.
     """
@@ -35,6 +38,8 @@ class Entry:
     n_experiences: int
     options: tuple[str, ...] = ()
     exchangeable: bool = False
+    regression: bool = False
+    twin: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
 
 
@@ -45,7 +50,12 @@ SCENARIOS: Mapping[str, Entry] = {
     "label-permutation": Entry("LabelPermutation", "classes get each other's names", 20, exchangeable=True),
     "input-permutation": Entry("InputPermutation", "pixels stand in another order", 20, exchangeable=True),
     "target-shift": Entry(
-        "TargetShift", "the mean of regression targets moves", 8, ("schedule", "target_mean", "target_std", "targets")
+        "TargetShift",
+        "the mean of regression targets moves",
+        8,
+        ("schedule", "target_mean", "target_std", "targets"),
+        regression=True,
+        twin={"schedule": "constant", "target_mean": 0.0},
     ),
     "class-incremental": Entry("ClassIncremental", "classes of its own in every experience", 5),
     "noisy-start": Entry("NoisyStart", "noise labels first, clean data after; nothing to forget", 20, ("noisy",)),

@@ -17,6 +17,8 @@ def ClassIncremental(
 ) -> InMemoryScenario:
     """The classes of a source, in a random order, dealt out over the experiences; one output for every class.
 
+    What was learned of a class stays true, so forgetting it is damage.
+
     Where the number of classes is no multiple of the number of experiences, the first experiences have one class more.
 
     Args:

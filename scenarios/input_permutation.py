@@ -17,6 +17,7 @@ def InputPermutation(
     """The same labels at every experience, with the pixels of all images in an order drawn for it.
 
     Every experience is permuted, the first one too, so that all are equally hard. The classes are those of the source.
+    No two experiences contradict each other: one network could do well on all of them, and forgetting is damage.
 
     Args:
         source: Images and true labels.

@@ -120,10 +120,12 @@ class WildsScenario(CLScenario):  # type: ignore[misc]
         n_outputs: Classes.
         task: What the targets are.
         exchangeable: Whether all experiences are equally hard, which these are not.
+        forgetting_counts: Whether what was learned of an experience still holds at the end: an animal stays what it is.
     """
 
     task: Literal["classification"] = "classification"
     exchangeable = False
+    forgetting_counts = True
     train_stream: WildsStream
     test_stream: WildsStream
     ood_stream: WildsStream

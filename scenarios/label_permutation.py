@@ -15,7 +15,8 @@ def LabelPermutation(
 ) -> InMemoryScenario:
     """The same images at every experience, with the classes renamed by a permutation drawn for it.
 
-    What was learned of the images stays of use, unlike under :func:`LabelReset`; only the last layer must change.
+    What was learned of the images stays of use, unlike under :func:`LabelReset`; only the last layer must change. An
+    image has one name at a time: the old ones no longer hold, so forgetting them is no damage.
 
     Args:
         source: Images and true labels.
@@ -39,4 +40,5 @@ def LabelPermutation(
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
         exchangeable=True,
+        forgetting_counts=False,
     )

@@ -39,7 +39,8 @@ def LabelReset(
     The seed's first experiment (Lyle et al. 2024): with ``fraction=1`` nothing learned earlier is of use, all
     experiences are equally hard for a fresh network, and what a worn network lacks against a fresh one is plasticity.
     Every experience starts from the true labels, so that any experience can be made without the ones before it. The
-    test stream has the test images with their true labels: at ``fraction=1`` its scores are at chance.
+    test stream has the test images with their true labels: at ``fraction=1`` its scores are at chance. Labels that were
+    drawn anew no longer hold when they are drawn again, so forgetting them is no damage.
 
     Args:
         source: Images and true labels.
@@ -67,4 +68,5 @@ def LabelReset(
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
         exchangeable=True,
+        forgetting_counts=False,
     )

@@ -19,7 +19,8 @@ def NoisyStart(
     In the first ``noisy`` experiences the labels of training and test images are drawn at random, anew each time: there
     is nothing in them to be learned for the test images, and so nothing to be forgotten. On the test stream forgetting
     is near zero by construction, and what a clean experience lacks against a fresh network is lost plasticity. (On the
-    training stream the noise itself is memorised, and forgotten.) A warm start in the sense of Ash and Adams (2020),
+    training stream the noise itself is memorised, and forgotten, which is no damage: the true labels have taken its
+    place.) A warm start in the sense of Ash and Adams (2020),
     made harder by label noise as in Lyle et al. (2023).
 
     Args:
@@ -49,4 +50,5 @@ def NoisyStart(
         lambda k: source_samples(source, "test", labels("test", source.test_labels, k)),
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
+        forgetting_counts=False,
     )

@@ -60,6 +60,8 @@ class InMemoryScenario(CLScenario):  # type: ignore[misc]
         task: What the targets are.
         exchangeable: Whether all experiences are equally hard for a fresh network, so that a few fresh networks can
             stand for all.
+        forgetting_counts: Whether what was learned of an experience still holds at the end. Where the same inputs get
+            other targets later, a network that forgets the old ones has lost nothing that it should have kept.
 
     Raises:
         UserError: If ``n_experiences`` is below 1.
@@ -76,6 +78,7 @@ class InMemoryScenario(CLScenario):  # type: ignore[misc]
         n_outputs: int,
         task: Task = "classification",
         exchangeable: bool = False,
+        forgetting_counts: bool = True,
     ) -> None:
         if n_experiences < 1:
             raise UserError(f"n_experiences is {n_experiences}: a stream needs at least 1 experience")
@@ -86,7 +89,7 @@ class InMemoryScenario(CLScenario):  # type: ignore[misc]
         for stream in streams:
             stream.benchmark = self
         self.name, self.input_shape, self.n_outputs = name, input_shape, n_outputs
-        self.task, self.exchangeable = task, exchangeable
+        self.task, self.exchangeable, self.forgetting_counts = task, exchangeable, forgetting_counts
 
 
 def first_samples(source: Source, n_samples: int | None) -> int:

@@ -89,7 +89,13 @@ def TargetShift(
 
     The third mechanism of the seed (Lyle et al. 2024): a large target mean sits in one direction of the features. z has
     mean 0 and standard deviation 1 over the training samples, to six decimals, so that mean and scale are controlled
-    apart. Targets are ``[n, 1]`` float32; scores are R2.
+    apart. Targets are ``[n, 1]`` float32.
+
+    Its zero-mean twin is the stream with the same z and all means 0: ``schedule="constant", target_mean=0``. What a
+    mean costs shows against the twin alone: a fresh network has to carry the mean of its experience as well as a worn
+    one, so the difference between these two cannot see it. In runs the baseline is therefore trained on the twin, and
+    its handicap is what the mean costs a fresh network. The same images get other targets at every experience: the old
+    ones no longer hold, so forgetting them is no damage.
 
     Args:
         source: Images, and for ``targets="label"`` their classes.
@@ -142,4 +148,5 @@ def TargetShift(
         input_shape=source.input_shape,
         n_outputs=1,
         task="regression",
+        forgetting_counts=False,
     )

@@ -13,7 +13,7 @@ from plasticity_cl.experiments.directory import check_out, run_directory
 from plasticity_cl.experiments.spec import CompareSpec, Machine, check
 from plasticity_cl.report import read_runs, summary_table, write_report
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 
 COMPARISONS = {
     "label-reset": CompareSpec(
@@ -21,13 +21,19 @@ COMPARISONS = {
         strategies=("finetune", "layernorm", "l2", "layernorm+l2", "ewc=100"),
         seeds=SEEDS,
         n_experiences=40,
-        n_samples=512,
+        n_samples=256,
+        epochs=24,
     ),
     "class-incremental": CompareSpec(
         scenario="class-incremental", strategies=("finetune", "ewc=1e9"), seeds=SEEDS, epochs=5
     ),
     "target-shift": CompareSpec(
-        scenario="target-shift", strategies=("finetune", "scale-invariant=-10..110"), seeds=SEEDS, epochs=100
+        scenario="target-shift",
+        strategies=("finetune", "layernorm", "scale-invariant=-10..110"),
+        seeds=SEEDS,
+        n_experiences=5,
+        n_samples=128,
+        epochs=100,
     ),
 }
 

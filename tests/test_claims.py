@@ -1,4 +1,8 @@
-"""What the project claims to show, on bundled data, three seeds each, with stated margins."""
+"""What the project claims to show, on bundled data and seeds that no setting was chosen on, with stated margins."""
+
+import dataclasses
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,14 +10,15 @@ import pytest
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.spec import CompareSpec, Machine
 from plasticity_cl.report import read_runs
-from plasticity_cl.report.statistics import estimate
+from plasticity_cl.strategies.catalogue import normalise
 
-SEEDS = (0, 1, 2)
+DEMO = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "demo.py"))["COMPARISONS"]
+SEEDS = (101, 102, 103)
 
 
-def results(folder, **fields):
+def results(folder, comparison):
     """For each strategy and metric an array ``[seeds, experiences]``."""
-    spec = CompareSpec(seeds=SEEDS, **fields)
+    spec = dataclasses.replace(comparison, seeds=SEEDS, diagnostics="light")
     states = compare(spec.runs(), folder, Machine(jobs=1))
     assert set(states.values()) == {"done"}
     found = {}
@@ -27,27 +32,36 @@ def results(folder, **fields):
 
 @pytest.fixture(scope="module")
 def label_reset(tmp_path_factory):
-    return results(
-        tmp_path_factory.mktemp("label-reset"),
-        scenario="label-reset",
-        n_experiences=40,
-        n_samples=512,
-        strategies=("finetune", "layernorm", "l2=1e-3", "layernorm+l2=1e-3"),
-        diagnostics="light",
-    )
+    return results(tmp_path_factory.mktemp("label-reset"), DEMO["label-reset"])
 
 
-def test_under_label_reset_finetuning_loses_two_thirds_and_layer_norm_with_l2_keeps_95_percent(label_reset):
+@pytest.fixture(scope="module")
+def target_shift(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("target-shift"), DEMO["target-shift"])
+
+
+def test_under_label_reset_finetuning_falls_to_near_chance_and_layer_norm_with_l2_keeps_95_percent(label_reset):
     last = {
         (name, metric): label_reset[name, metric, "train"][:, -5:].mean(axis=1)
         for name in ("finetune", "layernorm+l2=0.001")
-        for metric in ("learned", "fresh")
+        for metric in ("learned", "fresh", "baseline", "chance")
     }
-    assert (last["finetune", "learned"] < last["finetune", "fresh"] / 3).all()
-    kept_share = last["layernorm+l2=0.001", "learned"].mean() / last["layernorm+l2=0.001", "fresh"].mean()
-    assert kept_share >= 0.95
-    worn, kept = (estimate(last[name, "learned"]) for name in ("finetune", "layernorm+l2=0.001"))
-    assert worn.high < kept.low
+    assert (last["finetune", "fresh"] > 0.6).all()
+    assert (last["finetune", "learned"] - last["finetune", "chance"] < 0.15).all()
+    kept = last["layernorm+l2=0.001", "learned"]
+    assert (kept >= 0.95 * last["layernorm+l2=0.001", "fresh"]).all()
+    assert (kept >= 0.95 * last["layernorm+l2=0.001", "baseline"]).all()
+
+
+def test_weight_consolidation_does_not_keep_a_network_able_to_learn(label_reset):
+    learned, fresh = (label_reset["ewc=100", metric, "train"][:, -5:].mean(axis=1) for metric in ("learned", "fresh"))
+    assert (learned < 0.75 * fresh).all()
+
+
+def test_finetuning_is_its_own_baseline(label_reset):
+    for stream in ("train", "test"):
+        assert (label_reset["finetune", "handicap", stream] == 0).all()
+        assert (label_reset["ewc=100", "handicap", stream] == 0).all()
 
 
 def test_label_reset_wears_units_features_and_kernel_and_grows_the_parameters(label_reset):
@@ -74,15 +88,11 @@ def test_layer_norm_holds_the_preactivation_shift_and_l2_the_norm(label_reset):
 
 
 def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_told_apart(tmp_path):
-    plasticity = results(
-        tmp_path / "plasticity",
-        scenario="noisy-start",
-        n_experiences=15,
-        n_samples=512,
-        lr=5e-3,
-        strategies=("finetune",),
+    noisy = CompareSpec(
+        scenario="noisy-start", n_experiences=15, n_samples=512, lr=5e-3, strategies=("finetune",), n_fresh=1
     )
-    memory = results(tmp_path / "memory", scenario="class-incremental", epochs=10, strategies=("finetune",))
+    classes = CompareSpec(scenario="class-incremental", epochs=10, strategies=("finetune",))
+    plasticity, memory = results(tmp_path / "plasticity", noisy), results(tmp_path / "memory", classes)
     # The noisy experiences have nothing to be learned for the test images; the clean one is the last.
     assert plasticity["finetune", "plasticity_loss", "test"][:, -1].min() > 0.5
     assert np.abs(plasticity["finetune", "forgetting", "test"].mean(axis=1)).max() < 0.03
@@ -91,8 +101,8 @@ def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_
 
 
 def test_weight_consolidation_lowers_forgetting_and_raises_plasticity_loss(tmp_path):
-    finetune, ewc = "finetune", "ewc=1000000000"
-    found = results(tmp_path, scenario="class-incremental", epochs=5, strategies=(finetune, "ewc=1e9"))
+    finetune, ewc = "finetune", normalise("ewc=1e9")
+    found = results(tmp_path, DEMO["class-incremental"])
     mean = {
         (name, metric): found[name, metric, "test"].mean(axis=1)
         for name in (finetune, ewc)
@@ -102,18 +112,33 @@ def test_weight_consolidation_lowers_forgetting_and_raises_plasticity_loss(tmp_p
     assert (mean[ewc, "plasticity_loss"] > mean[finetune, "plasticity_loss"] + 0.2).all()
 
 
-def test_large_target_means_cost_mse_its_features_and_not_the_scale_invariant_loss(tmp_path):
-    invariant = "scale-invariant=-10..110"
-    found = results(tmp_path, scenario="target-shift", epochs=100, strategies=("finetune", "layernorm", invariant))
-    zero_mean_after_a_shift = [2, 4, 6]
-    mse = found["finetune", "learned", "train"][:, zero_mean_after_a_shift]
-    fresh = found["finetune", "fresh", "train"][:, zero_mean_after_a_shift]
-    assert fresh.min() > 0.9
-    assert (mse.mean(axis=1) < 0.6).all()
-    assert found[invariant, "learned", "train"].min() >= 0.95
-    shares = {name: found[name, "top_singular_share", "probe"] for name in ("finetune", "layernorm", invariant)}
+ZERO, SHIFTED, AFTER_A_SHIFT = [0, 2, 4], [1, 3], [2, 4]
+INVARIANT = "scale-invariant=-10..110"
+
+
+def test_a_fresh_network_learns_the_zero_mean_twin_and_a_large_mean_costs_even_it(target_shift):
+    for stream in ("train", "test"):
+        assert (target_shift["finetune", "handicap", stream][:, ZERO] == 0).all()
+    assert (target_shift["finetune", "baseline", "train"] > 0.97).all()
+    assert (target_shift["finetune", "handicap", "train"][:, SHIFTED] > 0.3).all()
+    assert (target_shift["layernorm", "handicap", "train"][:, SHIFTED] > 0.3).all()
+
+
+def test_after_a_large_mean_squared_error_learns_a_zero_mean_task_worse(target_shift):
     for name in ("finetune", "layernorm"):
         # Layer norm does not soften it here, as it does somewhat in the paper; see docs/diagnostics.md.
-        assert (shares[name][:, 0] < 0.35).all()
-        assert (shares[name][:, 1] > 0.9).all()
-    assert (shares[invariant] < 0.55).all()
+        assert (target_shift[name, "plasticity_loss", "train"][:, AFTER_A_SHIFT].mean(axis=1) > 0.2).all()
+
+
+def test_the_scale_invariant_loss_suffers_from_no_mean(target_shift):
+    lost = [target_shift[INVARIANT, part, "train"] for part in ("handicap", "plasticity_loss")]
+    assert np.abs(sum(lost)).max() < 0.15
+    assert target_shift[INVARIANT, "learned", "train"].min() > 0.85
+
+
+def test_a_large_mean_sits_in_one_direction_of_the_features_unless_the_loss_is_scale_invariant(target_shift):
+    shares = {name: target_shift[name, "top_singular_share", "probe"] for name in ("finetune", "layernorm", INVARIANT)}
+    for name in ("finetune", "layernorm"):
+        assert (shares[name][:, 0] < 0.5).all()
+        assert (shares[name][:, 1] > 0.8).all()
+    assert (shares[INVARIANT] < 0.6).all()

@@ -1,6 +1,7 @@
 """Runs and comparisons: what stands in a run directory, that it is reproducible, and what survives an accident."""
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,13 +14,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from avalanche.evaluation.metrics import Accuracy
+from avalanche.training.plugins import EvaluationPlugin
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
-from plasticity_cl.experiments.compare import run_all
+from plasticity_cl.experiments.compare import plan, run_all
 from plasticity_cl.experiments.directory import check_out, finished_state, run_directory
+from plasticity_cl.experiments.fresh import _key
 from plasticity_cl.experiments.run import run
-from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check, read_toml
+from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, baseline_spec, check, fresh_spec, read_toml
 
 SMALL = {"n_experiences": 3, "n_samples": 96, "epochs": 2, "width": 16}
 
@@ -40,6 +44,7 @@ def do(out, *specs, jobs=1):
     return run_all({run_directory(out, s): s for s in specs}, out / "fresh", Machine(jobs=jobs))
 
 
+NAMES = ("learned", "final", "fresh", "baseline", "handicap", "plasticity_loss", "forgetting", "total")
 STRATEGIES = ["finetune", "layernorm+l2", "ewc=100", "replay=50+layernorm"]
 SCENARIOS = [
     {"scenario": "label-reset"},
@@ -56,20 +61,106 @@ def test_every_row_keeps_the_identity_and_every_experience_has_its_rows(tmp_path
     values = rows(run_directory(tmp_path, s))
     for stream in ("train", "test"):
         for k in range(3):
-            learned, final, fresh, lost, forgotten, total = (
-                values[metric, stream, "", k]
-                for metric in ("learned", "final", "fresh", "plasticity_loss", "forgetting", "total")
+            learned, final, fresh, baseline, handicap, lost, forgotten, total = (
+                values[metric, stream, "", k] for metric in NAMES
             )
+            assert handicap == baseline - fresh
             assert lost == fresh - learned
             assert forgotten == learned - final
-            assert total == lost + forgotten == fresh - final
+            assert total == handicap + lost + forgotten == baseline - final
             assert np.isfinite(total)
             assert ("score_before_training", stream, "", k) in values
         assert values["forgetting", stream, "", 2] == 0
     for metric in ("dead_units", "linearised_units", "effective_rank", "parameter_norm"):
         assert [values[metric, "probe", "", k] for k in range(3)]
-    for metric in ("area_under_learning_curve", "steps_to_threshold", "task_loss"):
+    for metric in ("area_under_learning_curve", "task_loss"):
         assert [values[metric, "train", "", k] for k in range(3)]
+
+
+@pytest.mark.parametrize("fields", SCENARIOS, ids=lambda fields: fields["scenario"])
+def test_chance_is_the_score_of_the_best_constant_prediction(tmp_path, fields):
+    s = spec(**fields)
+    do(tmp_path, s)
+    values = rows(run_directory(tmp_path, s))
+    for stream, experiences in build_scenario(s, Machine()).streams.items():
+        for k, experience in enumerate(experiences):
+            targets = [experience.dataset[i][1].item() for i in range(len(experience.dataset))]
+            if fields["scenario"] == "target-shift":
+                best = 0.5
+            else:
+                best = max(targets.count(constant) / len(targets) for constant in set(targets))
+            assert values["chance", stream, "", k] == best
+
+
+def test_the_status_says_what_the_scores_are_and_whether_forgetting_counts(tmp_path):
+    said = {}
+    for fields in (*SCENARIOS, {"scenario": "target-shift", "score": "r2"}):
+        s = spec(**fields, n_experiences=1, diagnostics="none")
+        do(tmp_path / str(len(said)), s)
+        status = json.loads((run_directory(tmp_path / str(len(said)), s) / "status.json").read_text())
+        said[s.scenario, s.score] = status["score"], status["forgetting_counts"]
+    assert said == {
+        ("label-reset", "accuracy"): ("accuracy", False),
+        ("class-incremental", "accuracy"): ("accuracy", True),
+        ("noisy-start", "accuracy"): ("accuracy", False),
+        ("target-shift", "bounded-r2"): ("bounded R2", False),
+        ("target-shift", "r2"): ("R2", False),
+    }
+
+
+def test_the_baseline_has_no_handicap_and_no_other_strategy_has_its_scores(tmp_path):
+    specs = [spec(strategy=name, epochs=8) for name in ("finetune", "ewc=100", "layernorm", "l2=0.1")]
+    do(tmp_path, *specs)
+    found = [rows(run_directory(tmp_path, s)) for s in specs]
+    for stream in ("train", "test"):
+        for k in range(3):
+            assert [values["handicap", stream, "", k] for values in found[:2]] == [0, 0]
+            common = {values["baseline", stream, "", k] for values in found}
+            assert common == {found[0]["fresh", stream, "", k]}
+    assert any(found[2]["handicap", "train", "", k] for k in range(3))
+    assert any(found[3]["handicap", "train", "", k] for k in range(3))
+
+
+def test_another_baseline_is_a_choice(tmp_path):
+    specs = [spec(strategy=name, baseline="replay=20 + LayerNorm") for name in ("finetune", "layernorm")]
+    assert [s.baseline for s in specs] == ["layernorm"] * 2
+    do(tmp_path, *specs)
+    finetune, layernorm = (rows(run_directory(tmp_path, s)) for s in specs)
+    for k in range(3):
+        assert layernorm["handicap", "train", "", k] == 0
+        assert finetune["baseline", "train", "", k] == layernorm["fresh", "train", "", k]
+
+
+def test_a_large_mean_is_compared_with_its_zero_mean_twin(tmp_path):
+    fields = {"scenario": "target-shift", "epochs": 20, "diagnostics": "none"}
+    shifted = [spec(strategy=name, **fields) for name in ("finetune", "layernorm")]
+    twin = spec(schedule="constant", target_mean=0.0, **fields)
+    do(tmp_path / "shifted", *shifted)
+    do(tmp_path / "twin", twin)
+    without = rows(run_directory(tmp_path / "twin", twin))
+    for s in shifted:
+        values = rows(run_directory(tmp_path / "shifted", s))
+        for stream in ("train", "test"):
+            for k in range(3):
+                assert values["baseline", stream, "", k] == without["fresh", stream, "", k]
+    finetune = rows(run_directory(tmp_path / "shifted", shifted[0]))
+    assert [finetune["handicap", "train", "", k] for k in (0, 2)] == [0, 0]
+    assert finetune["handicap", "train", "", 1] > 0.1
+
+
+@pytest.mark.parametrize(("score", "of_r2"), [("bounded-r2", lambda r2: 1 / (2 - r2)), ("r2", lambda r2: r2)])
+def test_the_score_of_a_regression_is_that_of_its_predictions(tmp_path, score, of_r2):
+    s = spec(scenario="target-shift", score=score, epochs=20)
+    do(tmp_path, s)
+    saved = torch.load(run_directory(tmp_path, s) / "snapshot.pt", weights_only=True)
+    scenario = build_scenario(s, Machine())
+    network = build_strategy(s, scenario, EvaluationPlugin()).model
+    network.load_state_dict(saved["model"])
+    x, y = scenario.train_stream[2].samples.batch(torch.arange(96))
+    with torch.no_grad():
+        error = (network.eval()(x).double() - y.double()).square().sum()
+    r2 = float(1 - error / (y.double() - y.double().mean()).square().sum())
+    assert rows(run_directory(tmp_path, s))["final", "train", "", 2] == pytest.approx(of_r2(r2), abs=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -95,9 +186,6 @@ def test_a_run_is_a_plain_loop_over_avalanche(tmp_path):
     s = spec(strategy="layernorm+l2")
     do(tmp_path, s)
     values = rows(run_directory(tmp_path, s))
-    from avalanche.evaluation.metrics import Accuracy
-    from avalanche.training.plugins import EvaluationPlugin
-
     scenario = build_scenario(s, Machine())
     cl = build_strategy(s, scenario, EvaluationPlugin())
     for k, experience in enumerate(scenario.train_stream):
@@ -137,6 +225,99 @@ def test_fresh_references_are_read_from_the_cache_and_made_anew_when_broken(tmp_
     true = 3 * before["fresh", "train", "", 0] - 3 * after["fresh", "train", "", 0] + 0.25
     assert json.loads(cached[1].read_text())["scores"].keys() == {"train", "test"}
     assert 0 <= true <= 1, f"only the score of experience {k} was changed"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record["spec"].update(lr=0.5),
+        lambda record: record["spec"].update(strategy="l2=0.001"),
+        lambda record: record["spec"].update(of_a_later_version=True),
+        lambda record: record.update(experience=record["experience"] + 1),
+        lambda record: record.update(torch="1.0.0"),
+        lambda record: record.pop("plasticity_cl"),
+        lambda record: record["scores"].update(train="0.25"),
+        lambda record: record["scores"].update(train=True),
+        lambda record: record["scores"].pop("test"),
+        lambda record: record.update(scores=[0.25, 0.25]),
+        lambda record: record.update(spec=None),
+    ],
+)
+def test_a_cached_score_that_is_not_of_this_network_is_not_read(tmp_path, damage):
+    s = spec(diagnostics="none", n_experiences=1)
+    do(tmp_path, s)
+    (cached,) = (tmp_path / "fresh").glob("*.json")
+    true = cached.read_text()
+    record = json.loads(true)
+    record["scores"]["train"] = 0.25
+    damage(record)
+    cached.write_text(json.dumps(record))
+    run(s, tmp_path / "again", tmp_path / "fresh")
+    assert cached.read_text() == true
+    again, before = tmp_path / "again", run_directory(tmp_path, s)
+    assert (again / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
+
+
+def test_a_field_that_was_added_later_leaves_cached_fresh_networks_as_they_are(tmp_path):
+    s = spec(diagnostics="none", n_experiences=1)
+    do(tmp_path, s)
+    (cached,) = (tmp_path / "fresh").glob("*.json")
+    record = json.loads(cached.read_text())
+    del record["spec"]["min_size"], record["spec"]["optimizer"]
+    record["scores"]["train"] = 0.25
+    cached.write_text(json.dumps(record))
+    run(s, tmp_path / "again", tmp_path / "fresh")
+    assert rows(tmp_path / "again")["fresh", "train", "", 0] == 0.25
+
+
+def test_the_name_in_the_cache_depends_on_what_a_fresh_network_depends_on(tmp_path):
+    s = spec(strategy="finetune")
+    same = [{"threshold": 0.5}, {"n_fresh": 2}, {"diagnostics": "none"}, {"baseline": "l2"}, {"strategy": "ewc=3"}]
+    other = [{"lr": 0.1}, {"seed": 1}, {"epochs": 3}, {"width": 8}, {"strategy": "l2"}, {"optimizer": "sgd"}]
+    other += [{"fraction": 0.5}, {"n_samples": 64}, {"activation": "gelu"}, {"threads": 2}, {"n_experiences": 2}]
+
+    def name(fields):
+        return _key(fresh_spec(check(dataclasses.replace(s, **fields))), 1)
+
+    assert {name(fields) for fields in same} == {name({})}
+    assert len({name(fields) for fields in ({}, *other)}) == 1 + len(other)
+    assert _key(s, 0) != _key(s, 1)
+
+
+def test_each_fresh_network_is_trained_once_whoever_waits_for_it(tmp_path, monkeypatch):
+    import plasticity_cl.experiments.fresh as module
+
+    trained, train = [], module._train_fresh
+
+    def counted(s, scenario, k):
+        trained.append((s.strategy, s.schedule, s.seed, k))
+        return train(s, scenario, k)
+
+    monkeypatch.setattr(module, "_train_fresh", counted)
+    fields = {"scenario": "target-shift", "diagnostics": "none"}
+    names = ("layernorm", "l2", "ewc=100", "finetune")
+    do(tmp_path, *(spec(strategy=name, seed=seed, **fields) for seed in (0, 1) for name in names))
+    streams = [("finetune", "constant"), ("finetune", None), ("layernorm", None), ("l2=0.001", None)]
+    assert sorted(trained, key=str) == sorted(
+        ((*stream, seed, k) for stream in streams for seed in (0, 1) for k in range(3)), key=str
+    )
+
+
+@pytest.mark.parametrize("scenario", ["label-reset", "target-shift"])
+def test_a_run_waits_for_its_references_and_no_reference_is_computed_by_two_processes(tmp_path, scenario):
+    names = ("layernorm", "finetune", "ewc=100", "l2")
+    specs = [spec(scenario=scenario, strategy=name, seed=seed) for name in names for seed in (0, 1)]
+    waiting = plan({run_directory(tmp_path, s): s for s in specs}, tmp_path, Machine())
+    behind = {job: first for first, others in waiting.items() for job in others}
+    assert len(behind) == sum(map(len, waiting.values())), "a job waits for one other"
+    references = [job.spec for job in {*waiting, *behind} if job.directory is None]
+    assert len(set(references)) == len(references)
+    for job in behind:
+        if job.directory is not None:
+            done = {behind[job].spec}
+            if behind[job] in behind:
+                done.add(behind[behind[job]].spec)
+            assert done >= {fresh_spec(job.spec), baseline_spec(job.spec)}
 
 
 def test_finished_runs_are_not_done_again_and_unfinished_ones_are(tmp_path):
@@ -254,8 +435,6 @@ def test_snapshots_load_safely_and_are_the_final_network(tmp_path):
     s = spec(strategy="layernorm")
     do(tmp_path, s)
     saved = torch.load(run_directory(tmp_path, s) / "snapshot.pt", weights_only=True)
-    from avalanche.training.plugins import EvaluationPlugin
-
     scenario = build_scenario(s, Machine())
     cl = build_strategy(s, scenario, EvaluationPlugin())
     cl.eval(scenario.train_stream[:1])
@@ -313,6 +492,10 @@ def test_a_missing_toml_file_is_named(tmp_path):
         ({"schedule": "growing"}, "label-reset has no option schedule"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("nan")}, "lr is nan"),
+        ({"score": "acuracy"}, "unknown score 'acuracy'; did you mean accuracy"),
+        ({"score": "r2"}, "score r2 does not suit label-reset: choose accuracy"),
+        ({"score": "accuracy", "scenario": "target-shift"}, "does not suit target-shift: choose bounded-r2 or r2"),
+        ({"baseline": "layernrom"}, "unknown strategy 'layernrom'; did you mean layernorm"),
     ],
 )
 def test_mistakes_in_a_spec_are_named(fields, message):

@@ -177,6 +177,30 @@ def test_named_schedules():
     assert np.std(np.diff(walk)) == pytest.approx(100 / 20, rel=0.15)
 
 
+@given(
+    st.sampled_from(["noise", "sine", "label"]),
+    st.sampled_from(["constant", "alternating", "growing", "random-walk"]),
+    st.sampled_from([0.0, 3.0, 100.0, -1e4]),
+    st.integers(0, 2**31),
+)
+def test_the_twin_of_a_target_shift_has_the_same_images_and_the_same_targets_but_for_the_mean(
+    targets, schedule, mean, seed
+):
+    options = {"schedule": schedule, "target_mean": mean, "targets": targets, "target_std": 2.0, "n_samples": None}
+    shifted, twin = (
+        make_scenario("target-shift", tiny(), n_experiences=4, seed=seed, **options | of_twin)
+        for of_twin in ({}, SCENARIOS["target-shift"].twin)
+    )
+    means = target_means(schedule, 4, mean, seed)
+    for stream in ("train", "test"):
+        for mean_k, here, there in zip(means, shifted.streams[stream], twin.streams[stream], strict=True):
+            (x, y), (twin_x, twin_y) = content(here), content(there)
+            assert torch.equal(x, twin_x)
+            assert torch.allclose(y.double() - mean_k, twin_y.double(), rtol=0, atol=1e-6 * (1 + abs(mean_k)))
+            if mean_k == 0:
+                assert torch.equal(y, twin_y)
+
+
 def test_sine_targets_are_sines_of_a_high_frequency():
     # Over a source of many samples, sin of a wild phase has mean 0, variance 1/2 and an arcsine distribution.
     y = content(
@@ -264,6 +288,18 @@ def test_five_hundred_experiences_of_sixty_thousand_samples_cost_next_to_nothing
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 500 < 20
 
 
+def test_forgetting_counts_unless_an_image_gets_another_target_later():
+    for name, entry in SCENARIOS.items():
+        if entry.sources:
+            continue
+        scenario = make_scenario(name, DIGITS, n_experiences=4, n_samples=100)
+        targets = {}
+        for experience in scenario.train_stream:
+            for image, target in zip(*content(experience), strict=True):
+                targets.setdefault(image.numpy().tobytes(), set()).add(target.item())
+        assert scenario.forgetting_counts == all(len(of_image) == 1 for of_image in targets.values()), name
+
+
 def test_the_catalogue_says_what_is_true_of_each_scenario():
     for name, entry in SCENARIOS.items():
         if entry.sources:
@@ -275,6 +311,8 @@ def test_the_catalogue_says_what_is_true_of_each_scenario():
         scenario = make_scenario(name, DIGITS)
         assert scenario.name == name
         assert scenario.exchangeable == entry.exchangeable
+        assert (scenario.task == "regression") == entry.regression
+        assert set(entry.twin) <= set(entry.options)
         assert len(scenario.train_stream) == entry.n_experiences
 
 

@@ -18,10 +18,10 @@ from plasticity_cl.experiments.directory import (
     run_directory,
     write_failure,
 )
-from plasticity_cl.experiments.pool import ATTEMPTS, Killed, do_all
+from plasticity_cl.experiments.pool import ATTEMPTS, Killed, do_all, first_jobs
 from plasticity_cl.experiments.preflight import check_machine
 from plasticity_cl.experiments.progress import Progress
-from plasticity_cl.experiments.spec import Machine, RunSpec, check, fresh_spec
+from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, check, fresh_spec
 from plasticity_cl.scenarios.catalogue import SCENARIOS
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"
@@ -117,18 +117,16 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
     if machine.jobs is not None and machine.jobs < 1:
         raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
     left = {directory: spec for directory, spec in runs.items() if finished_state(directory, spec) is None}
-    waiting: dict[_Job, list[_Job]] = {}
-    for directory, spec in left.items():
+    for spec in left.values():
         check_machine(spec, machine)
-        fresh = _Job(fresh_spec(spec), None, cache, machine)
-        waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
+    waiting = plan(left, cache, machine)
     if left:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
     # A process is forked, where there is more than one: elsewhere one does all.
     n_workers = min(machine.jobs or os.cpu_count() or 1, len(left)) if hasattr(os, "fork") else 1
     ended: dict[Path, _Outcome] = {}
-    ticks = sum(job.ticks for fresh, dependents in waiting.items() for job in (fresh, *dependents))
+    ticks = sum(job.ticks for job in {job for first, others in waiting.items() for job in (first, *others)})
     with Progress(ticks, len(left), n_workers) as progress:
         done = _in_processes(waiting, n_workers, progress) if n_workers > 1 else _in_turn(waiting, progress)
         with contextlib.closing(done):
@@ -148,6 +146,21 @@ def run_all(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict
         directory: ended[directory].state if directory in ended else finished_state(directory, spec) or ""
         for directory, spec in runs.items()
     }
+
+
+def plan(runs: Mapping[Path, RunSpec], cache: Path, machine: Machine) -> dict[_Job, list[_Job]]:
+    """The jobs behind which others wait: a run waits for its fresh reference, and that one for the baseline's.
+
+    So every reference is computed once, whatever is done at a time. On a stream without a twin the baseline's is its
+    own fresh reference, and its runs wait for that alone.
+    """
+    waiting: dict[_Job, list[_Job]] = {}
+    for directory, spec in runs.items():
+        baseline, fresh = (_Job(of(spec), None, cache, machine) for of in (baseline_spec, fresh_spec))
+        if fresh not in waiting.setdefault(baseline, []) and fresh != baseline:
+            waiting[baseline].append(fresh)
+        waiting.setdefault(fresh, []).append(_Job(spec, directory, cache, machine))
+    return waiting
 
 
 def problems(states: Mapping[Path, str]) -> list[str]:
@@ -174,11 +187,11 @@ def problems(states: Mapping[Path, str]) -> list[str]:
 def _in_turn(
     waiting: Mapping[_Job, Sequence[_Job]], progress: Progress
 ) -> Generator[tuple[_Job, _Outcome], None, None]:
-    for fresh, dependents in waiting.items():
-        outcome = fresh.do(progress.tick)
-        yield fresh, outcome
-        for job in dependents:
-            yield job, job.do(progress.tick) if outcome else outcome
+    order = [(job, _Outcome("done")) for job in first_jobs(waiting)]
+    for job, before in order:
+        outcome = job.do(progress.tick) if before else before
+        yield job, outcome
+        order += [(dependent, outcome) for dependent in waiting.get(job, ())]
 
 
 def _in_processes(
@@ -190,9 +203,12 @@ def _in_processes(
     done: set[_Job] = set()
     for _ in range(ATTEMPTS):
         left: dict[_Job, list[_Job]] = {}
-        for fresh, dependents in waiting.items():
+        for first, dependents in waiting.items():
             undone = [job for job in dependents if job not in done]
-            left |= {job: [] for job in undone} if fresh in done else {fresh: undone}
+            if first not in done:
+                left[first] = undone
+            else:
+                left |= {job: [] for job in undone if job not in waiting}
         events = do_all(left, n_workers, "plasticity_cl.experiments.run", progress.tick, say)
         try:
             with contextlib.closing(events):

@@ -83,9 +83,15 @@ def start(directory: Path, spec: RunSpec) -> None:
         write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
 
 
-def write_status(directory: Path, state: str, score: str, message: str = "") -> None:
-    """Say how far the run has come: ``running``, ``done``, ``diverged`` or ``failed``."""
-    status = {"state": state, "message": message, "score": score, "version": plasticity_cl.__version__}
+def write_status(directory: Path, state: str, score: str, message: str = "", *, forgetting_counts: bool = True) -> None:
+    """Say how far the run has come: ``running``, ``done``, ``diverged`` or ``failed``; and how its scores are meant."""
+    status = {
+        "state": state,
+        "message": message,
+        "score": score,
+        "forgetting_counts": forgetting_counts,
+        "version": plasticity_cl.__version__,
+    }
     write_atomically(directory / "status.json", json.dumps(status, indent=2) + "\n")
 
 

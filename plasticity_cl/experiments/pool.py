@@ -70,7 +70,8 @@ def do_all(
     When the iterator is closed, or anything is raised, all processes have ended.
 
     Args:
-        waiting: Jobs, each with those that wait for it. Where its outcome is false, it is theirs as well.
+        waiting: Jobs, each with those that wait for it, for which others may wait in turn; a job waits for one other at
+            most. Where its outcome is false, it is theirs as well.
         n_workers: How many jobs are done at a time.
         preload: Module that the server imports.
         on_tick: Called for each tick of a job.
@@ -114,6 +115,12 @@ def do_all(
             except subprocess.TimeoutExpired:  # it was stopped: its workers hear its end
                 process.kill()
                 process.wait()
+
+
+def first_jobs(waiting: Mapping[J, Sequence[J]]) -> list[J]:
+    """The jobs that wait for no other."""
+    others = {job for dependents in waiting.values() for job in dependents}
+    return [job for job in waiting if job not in others]
 
 
 @contextlib.contextmanager
@@ -164,7 +171,7 @@ class _Server(Generic[J]):
 
     def run(self) -> None:
         """Do all jobs, or end where the main process does."""
-        self.todo.extend(self.waiting)
+        self.todo.extend(first_jobs(self.waiting))
         while self.todo or any(worker.job for worker in self.workers.values()):
             self._hand_out()
             for ready in wait([self.main, *self.workers]):
@@ -228,7 +235,7 @@ class _Server(Generic[J]):
             if outcome:
                 self.todo.append(dependent)
             else:
-                self.main.send(("outcome", dependent, outcome))
+                self._settle(dependent, outcome)
 
     def end(self) -> None:
         """End all workers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,17 @@ class RowLogger(BaseLogger):  # type: ignore[misc]
         if scalars:
             self._file.flush()
 
-    def finish(self, separations: dict[str, Separation]) -> None:
+    def finish(self, separations: Mapping[str, Separation], chance: Mapping[str, Sequence[float]]) -> None:
         """Take in the separation of every stream, and write all rows in order.
 
         Its rows replace the ones written as the run went: those were rounded without the final score.
+
+        Args:
+            separations: By stream.
+            chance: For each stream the score of the best constant prediction on each experience.
         """
+        for stream, scores in chance.items():
+            self._rows |= {("chance", stream, "", k): score for k, score in enumerate(scores)}
         for stream, separation in separations.items():
             for metric, values in vars(separation).items():
                 for k, value in enumerate(values):

@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,16 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
 from plasticity_cl.experiments.directory import disk_errors, start, write_atomically, write_status
-from plasticity_cl.experiments.fresh import fresh_reference
+from plasticity_cl.experiments.fresh import STREAMS, fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
-from plasticity_cl.experiments.spec import Machine, RunSpec
+from plasticity_cl.experiments.spec import SCORES, Machine, RunSpec, baseline_spec, score_of
 from plasticity_cl.metrics import SeparationMetric, landscape_metrics, mechanism_metrics, plasticity_metrics
 from plasticity_cl.metrics.wilds import WildsMetric
 from plasticity_cl.scenarios.iwildcam import WildsScenario
 from plasticity_cl.scenarios.stream import InMemoryScenario
-from plasticity_cl.training import SupervisedTemplate
+from plasticity_cl.training import InMemoryExperience, SupervisedTemplate
 
-SCORES = {"classification": "accuracy", "regression": "R2"}
 _DIAGNOSTICS: dict[str, Callable[[], list[Any]]] = {
     "none": list,
     "light": mechanism_metrics,
@@ -64,7 +64,7 @@ def compute_fresh(
     machine: Machine = Machine(),  # noqa: B008 - immutable
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill the cache with the fresh references that runs of ``spec`` need; see :func:`run` for the arguments."""
+    """Fill the cache with the fresh reference of ``spec``; see :func:`run` for the arguments."""
     torch.set_num_threads(spec.threads)
     fresh_reference(spec, build_scenario(spec, machine), cache, tick)
 
@@ -96,13 +96,19 @@ def run(
     """
     torch.set_num_threads(spec.threads)
     scenario = build_scenario(spec, machine)
-    score = SCORES[scenario.task]
+    score = score_of(spec)
     fresh = fresh_reference(spec, scenario, cache)
+    base = baseline_spec(spec)
+    twin = scenario if base.scenario_options() == spec.scenario_options() else build_scenario(base, machine)
+    baseline = fresh_reference(base, twin, cache)
+    write = partial(write_status, directory, score=SCORES[score], forgetting_counts=scenario.forgetting_counts)
     start(directory, spec)
     with disk_errors(directory):
-        write_status(directory, "running", score)
+        write("running")
         rows = RowLogger(directory / "metrics.csv")
-        separation, *others = plasticity_metrics(reference=fresh, threshold=spec.threshold)
+        separation, *others = plasticity_metrics(
+            reference=fresh, baseline=baseline, score=score, threshold=spec.threshold
+        )
         assert isinstance(separation, SeparationMetric)
         others += _DIAGNOSTICS[spec.diagnostics]()
         if isinstance(scenario, WildsScenario):
@@ -119,11 +125,29 @@ def run(
             _train(spec, scenario, strategy, tick)
         except DivergedError as error:
             state, message = "diverged", str(error)
-        rows.finish(separation.result())
+        chance = {stream: [best_constant(score, e) for e in scenario.streams[stream]] for stream in STREAMS}
+        rows.finish(separation.result(), chance)
         tensorboard.writer.close()
         _save_snapshot(directory / "snapshot.pt", strategy)
-        write_status(directory, state, score, message)
+        write(state, message=message)
     return state
+
+
+def best_constant(score: str, experience: Any) -> float:
+    """The score of the best prediction that is the same for all samples: what is reached without learning from inputs.
+
+    Args:
+        score: One of :data:`~plasticity_cl.experiments.spec.SCORES`.
+        experience: Of a stream of ours.
+
+    Returns:
+        The share of the most frequent class; for numbers, of which the mean is the best constant, that of an R2 of 0.
+    """
+    if score != "accuracy":
+        return {"bounded-r2": 0.5, "r2": 0.0}[score]
+    in_memory = isinstance(experience, InMemoryExperience)
+    targets = experience.samples.targets if in_memory else torch.tensor(list(experience.dataset.targets))
+    return float(targets.bincount().max()) / len(targets)
 
 
 def _train(

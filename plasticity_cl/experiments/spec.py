@@ -16,6 +16,8 @@ from plasticity_cl.strategies.catalogue import fresh_name, normalise
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DIAGNOSTICS = ("none", "light", "all")
+SCORES = {"accuracy": "accuracy", "bounded-r2": "bounded R2", "r2": "R2"}
+"""Scores by name, and what they are called in words."""
 _SCENARIO_OPTIONS = tuple(sorted({option for entry in SCENARIOS.values() for option in entry.options}))
 
 
@@ -69,6 +71,10 @@ class Settings:
     """adam, adamw or sgd."""
     lr: float = 1e-3
     """Learning rate."""
+    score: str | None = None
+    """accuracy for classes, bounded-r2 or r2 for numbers; accuracy and bounded-r2 if not given."""
+    baseline: str = "finetune"
+    """Strategy whose fresh networks are the reference that all strategies have in common."""
     n_fresh: int = 5
     """Fresh networks that stand for all, where experiences are exchangeable."""
     threshold: float = 0.9
@@ -140,7 +146,7 @@ def check(spec: RunSpec) -> RunSpec:
     """Check everything that can be checked without loading data or a network.
 
     Returns:
-        The spec with the strategy in its canonical spelling.
+        The spec with strategy and baseline in their canonical spelling, and the score's name.
 
     Raises:
         UserError: For the first value that is unknown or out of range.
@@ -170,7 +176,25 @@ def check(spec: RunSpec) -> RunSpec:
         raise UserError(f"lr is {spec.lr}: it must be above 0 and finite")
     if not spec.threshold <= 1:
         raise UserError(f"threshold is {spec.threshold}: it must be at most 1, since no accuracy and no R2 is above")
-    return dataclasses.replace(spec, strategy=normalise(spec.strategy))
+    return dataclasses.replace(
+        spec, strategy=normalise(spec.strategy), baseline=fresh_name(spec.baseline), score=score_of(spec)
+    )
+
+
+def score_of(spec: RunSpec) -> str:
+    """The name of the score of a run: what was asked for, or else what suits the scenario.
+
+    Raises:
+        UserError: If it is unknown, or does not suit the scenario.
+    """
+    suitable = ("bounded-r2", "r2") if SCENARIOS[spec.scenario].regression else ("accuracy",)
+    if spec.score is None:
+        return suitable[0]
+    if spec.score not in SCORES:
+        raise unknown_name("score", spec.score, SCORES)
+    if spec.score not in suitable:
+        raise UserError(f"score {spec.score} does not suit {spec.scenario}: choose {' or '.join(suitable)}")
+    return spec.score
 
 
 def fresh_spec(spec: RunSpec) -> RunSpec:
@@ -180,6 +204,14 @@ def fresh_spec(spec: RunSpec) -> RunSpec:
     no past to keep, so ``ewc=100`` and ``finetune`` share their fresh networks.
     """
     return dataclasses.replace(spec, strategy=fresh_name(spec.strategy))
+
+
+def baseline_spec(spec: RunSpec) -> RunSpec:
+    """The spec of the fresh networks that all strategies are compared with: the baseline's, on the scenario's twin.
+
+    For the baseline itself, on a scenario without a twin, it is that of its own fresh networks.
+    """
+    return dataclasses.replace(spec, strategy=fresh_name(spec.baseline), **SCENARIOS[spec.scenario].twin)
 
 
 S = TypeVar("S", RunSpec, CompareSpec)

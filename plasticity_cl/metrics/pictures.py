@@ -43,7 +43,7 @@ def network_picture(kernel: Tensor, targets: Tensor, line: LossAlongGradient) ->
     _draw_landscape(landscape, line)
     for axes in (heat_map, spectrum, landscape):
         axes.tick_params(labelsize=8, colors=_MUTED)
-        axes.title.set(fontsize=9, color=_INK)
+        axes.set_title(axes.get_title(), y=1.0, fontsize=9, color=_INK)  # without y, matplotlib looks for a free place
         axes.xaxis.label.set(fontsize=8, color=_INK)
         axes.yaxis.label.set(fontsize=8, color=_INK)
     canvas.draw()
@@ -60,7 +60,9 @@ def _draw_kernel(figure: Figure, axes: Any, kernel: Tensor, targets: Tensor) -> 
             axes.axhline(border + 0.5, color=_MUTED, linewidth=0.4)
             axes.axvline(border + 0.5, color=_MUTED, linewidth=0.4)
     axes.set(title="tangent kernel, cosines", xlabel="samples, ordered by target", xticks=[], yticks=[])
-    figure.colorbar(image, cax=figure.add_axes((0.285, 0.2, 0.012, 0.64))).ax.tick_params(labelsize=7)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.285, 0.2, 0.012, 0.64)))
+    bar.ax.set_title("", y=1.0)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _draw_spectrum(axes: Any, kernel: Tensor) -> None:
@@ -68,6 +70,7 @@ def _draw_spectrum(axes: Any, kernel: Tensor) -> None:
     shares = values / values[0].clamp(min=torch.finfo(values.dtype).tiny)
     axes.semilogy(np.arange(1, len(shares) + 1), shares.clamp(min=1e-7).numpy(), color=_LINE, marker=".", markersize=4)
     axes.set(title="its eigenvalues over the largest", xlabel="index", ylim=(7e-8, 1.5))
+    axes.minorticks_off()
     axes.grid(color="#ececec")
 
 
