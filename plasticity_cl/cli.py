@@ -23,6 +23,7 @@ from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, read_toml
 
 PROGRAM = "plasticity-cl"
+_KEPT = "what is finished is kept, and the same command goes on from there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +136,10 @@ def carry_out(program: str, do: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        _say(program, "interrupted; finished runs are kept, the same command continues")
+        _say(program, f"interrupted; {_KEPT}")
         return 128 + signal.SIGINT
     except _Ended as error:
-        _say(program, f"ended by {error.signal.name}; finished runs are kept, the same command continues")
+        _say(program, f"ended by {error.signal.name}; {_KEPT}")
         return 128 + error.signal
 
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.cli import carry_out, tell
 from plasticity_cl.experiments.compare import run_all
 from plasticity_cl.experiments.directory import check_out, run_directory
 from plasticity_cl.experiments.spec import CompareSpec, Machine, check
@@ -40,7 +40,7 @@ COMPARISONS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Do all runs in one pool and report them together."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="results folder")
@@ -52,14 +52,13 @@ def main() -> None:
         specs = [check(spec) for spec in comparison.runs()]
         check_out(options.out / name, specs[0])
         runs |= {run_directory(options.out / name, spec): spec for spec in specs}
-    run_all(runs, options.out / "fresh", Machine(jobs=options.jobs))
+    states = run_all(runs, options.out / "fresh", Machine(jobs=options.jobs))
+    code = tell("demo", states)
+    page = write_report(options.out)
     print(summary_table(read_runs(options.out)))
-    print(f"\nreport: {write_report(options.out)}")
+    print(f"\nreport: {page}")
+    return code
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(carry_out("demo", main))

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+from plasticity_cl.cli import carry_out, tell
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check
@@ -62,7 +63,7 @@ No network is used. Without the data, --sample shows the same experiment on a sm
 """
 
 
-def main() -> None:
+def main() -> int:
     """Compare the strategies, write the report, and score the final networks on the test splits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", action="store_true", help="write a small synthetic data set and use it")
@@ -83,11 +84,13 @@ def main() -> None:
     if spec.source == "wilds":
         explain_if_missing(data_folder(machine.data_root))
     make_cache(runs[0], machine)
-    compare(runs, out, machine)
-    found = read_runs(out)
+    states = compare(runs, out, machine)
+    code = tell("iwildcam", states)
+    found, page = read_runs(out), write_report(out)
     print(summary_table(found))
     print(f"\n{wilds_table(found)}")
-    print(f"\nreport: {write_report(out)}")
+    print(f"\nreport: {page}")
+    return code
 
 
 def explain_if_missing(root: Path) -> None:
@@ -123,8 +126,4 @@ def wilds_table(runs: list[Run]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"iwildcam: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(carry_out("iwildcam", main))

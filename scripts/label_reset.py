@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.cli import carry_out, tell
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.spec import CompareSpec, Machine
 from plasticity_cl.report import read_runs, summary_table, write_report
@@ -47,7 +47,7 @@ FULL = CompareSpec(
 )
 
 
-def main() -> None:
+def main() -> int:
     """Compare the strategies and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="a CNN on CIFAR-10 instead of digits")
@@ -61,14 +61,13 @@ def main() -> None:
     spec = FULL if options.full else SMALL
     out = options.out or Path("runs") / ("label_reset_full" if options.full else "label_reset")
     machine = Machine(data_root=options.data_root, download=options.download, jobs=options.jobs)
-    compare(dataclasses.replace(spec, device=options.device).runs(), out, machine)
+    states = compare(dataclasses.replace(spec, device=options.device).runs(), out, machine)
+    code = tell("label_reset", states)
+    page = write_report(out)
     print(summary_table(read_runs(out)))
-    print(f"\nreport: {write_report(out)}")
+    print(f"\nreport: {page}")
+    return code
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"label_reset: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(carry_out("label_reset", main))

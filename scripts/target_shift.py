@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from plasticity_cl.cli import carry_out
 from plasticity_cl.diagnostics import (
     feature_rank,
     output_bias_share,
@@ -151,8 +152,4 @@ def draw(spectra: dict[str, np.ndarray], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"target_shift: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(carry_out("target_shift", main))

@@ -2,17 +2,24 @@
 
 import dataclasses
 import inspect
+import io
+import math
 import re
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import torch
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from plasticity_cl import diagnostics
 from plasticity_cl.diagnostics.norms import LayerValues
 from plasticity_cl.diagnostics.trainability import RandomTargetFit
 from plasticity_cl.diagnostics.units import LayerUnits, UnitSummary
+from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
+from plasticity_cl.scenarios import LabelReset, load_source
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("**/*.md"))
@@ -103,3 +110,34 @@ def test_the_commands_on_the_page_are_scripts():
     assert len(commands) >= 2
     for command in commands:
         assert (DOCS.parent / command).is_file(), command
+
+
+def test_the_examples_of_the_page_on_the_separation_run():
+    class MyPlugin(SupervisedPlugin):
+        def __init__(self, file: TextIO, model: nn.Module) -> None:
+            super().__init__()
+            self.file, self.model = file, model
+
+    def make_network() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    finetune = [SeparationMetric({"test": [0.5, 0.5]})]
+    names: dict[str, Any] = {
+        **{"torch": torch, "Naive": Naive, "EvaluationPlugin": EvaluationPlugin, "MyPlugin": MyPlugin},
+        **{"plasticity_metrics": plasticity_metrics, "make_network": make_network, "open": lambda *_: io.StringIO()},
+    }
+    stream = LabelReset(load_source("digits"), 2, n_samples=64)
+    for metrics in (finetune, None):
+        if metrics is None:
+            names["metrics_of_finetune"] = finetune
+            for example in re.findall(r"```python\n(.*?)```", (DOCS / "separation.md").read_text(), flags=re.DOTALL):
+                exec(compile(example, "separation.md", "exec"), names)
+            metrics = names["metrics"]
+        model = make_network()
+        optimizer = torch.optim.Adam(model.parameters())
+        evaluator = EvaluationPlugin(metrics, loggers=[])
+        strategy = Naive(model=model, optimizer=optimizer, train_mb_size=16, evaluator=evaluator)
+        for k, experience in enumerate(stream.train_stream):
+            strategy.train(experience, eval_streams=[])
+            strategy.eval(stream.test_stream[k : k + 1])
+    assert all(math.isfinite(value) for value in metrics[0].result()["test"].plasticity_loss)

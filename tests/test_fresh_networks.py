@@ -281,6 +281,20 @@ class OwnLoader(Naive):
         super().make_train_dataloader(shuffle=False, **options)
 
 
+class PutsOnNetwork(Naive):
+    """Keeps its state on the network, as Avalanche's CWRStar does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.model.steps, self.model[0].scales = 0, {"weight": torch.ones(())}
+
+    def optimizer_step(self):
+        self.model.steps += 1
+        self.model[0].scales["weight"] *= 0.99
+        self.model[0].weight.grad.mul_(self.model[0].scales["weight"])
+        super().optimizer_step()
+
+
 class OwnTrain(SupervisedTemplate):
     def __init__(self, **options):
         super().__init__(**options)
@@ -301,6 +315,7 @@ CLASSES = {
     "own loss": (OwnLoss, {}),
     "own loader": (OwnLoader, {}),
     "own train": (OwnTrain, {}),
+    "puts on network": (PutsOnNetwork, {}),
     "cumulative": (Cumulative, {}),
     "ewc": (EWC, {"ewc_lambda": 1.0}),
     "lwf": (LwF, {"alpha": 1.0, "temperature": 2.0}),

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -78,19 +78,15 @@ class FreshNetworks:
         made = self._new()
         if isinstance(made, BaseTemplate):
             return
-        old, new = network_parts(strategy.model), network_parts(made)
-        self._check_like(old, new)
-        pairs = [(part, new[name]) for name, part in old.items()]
         try:
             evaluator = _quiet_evaluator(strategy)
-            self._template = bound_copy(strategy, [*pairs, (strategy.evaluator, evaluator)])
-            evaluator.metrics = [
-                bound_copy(metric, [*pairs, (strategy, self._template)])
-                for metric in map(_without_reference, strategy.evaluator.metrics)
-                if metric is not None
-            ]
+            template = self._copy_around(made, strategy, [(strategy.evaluator, evaluator)])
+            pairs = [*self._matched(strategy.model, made), (strategy, template)]
+            metrics = map(_without_reference, strategy.evaluator.metrics)
+            evaluator.metrics = [bound_copy(metric, pairs) for metric in metrics if metric is not None]
+            self._template = template
         except CopyError as error:
-            self._template, self._uncopied = None, str(error)
+            self._uncopied = str(error)
         self._warn_of_early_plugins(strategy)
 
     def before_training(self, strategy: Any) -> None:
@@ -170,10 +166,8 @@ class FreshNetworks:
             return made
         if self._template is None:
             self._refuse(self._uncopied)
-        old, new = network_parts(self._template.model), network_parts(made)
-        self._check_like(old, new)
         try:
-            return bound_copy(self._template, [(part, new[name]) for name, part in old.items()])  # type: ignore[no-any-return]
+            return self._copy_around(made, self._template)
         except CopyError as error:
             self._refuse(str(error))
 
@@ -211,12 +205,26 @@ class FreshNetworks:
                     stacklevel=2,
                 )
 
-    def _check_like(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        """Refuse a network that is not built as the strategy's was before its first training."""
+    def _copy_around(
+        self, network: nn.Module, strategy: Any, others: Sequence[tuple[Any, Any]] = ()
+    ) -> AvalancheTemplate:
+        """A copy of a strategy around another network, on which stands what the strategy has put on its own."""
+        matched = self._matched(strategy.model, network)
+        made: AvalancheTemplate = bound_copy(strategy, [*matched, *others])
+        for old, new in matched:
+            if isinstance(old, nn.Module):
+                added = {name: value for name, value in vars(old).items() if name not in vars(new)}
+                vars(new).update(bound_copy(added, [*matched, (strategy, made)]) if added else {})
+        return made
+
+    def _matched(self, model: nn.Module, network: nn.Module) -> list[tuple[Any, Any]]:
+        """Parts of two networks in pairs; one that is not built as the other is refused."""
+        old, new = network_parts(model), network_parts(network)
         for name in [*old, *(name for name in new if name not in old)]:
             here, there = (_looks(parts.get(name)) for parts in (old, new))
             if here != there:
                 self._refuse(f"the reference's network differs from the strategy's: {name} is {there}, not {here}")
+        return [(part, new[name]) for name, part in old.items()]
 
     def _refuse(self, why: str) -> NoReturn:
         self._refused = why

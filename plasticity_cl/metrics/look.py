@@ -119,7 +119,7 @@ def looking(strategy: Any, batch: Batch) -> Iterator[Look]:
     with _attributes_kept(network), ExitStack() as stack:
         if isinstance(network, TrainEvalModel):
             stack.callback(setattr, network, "eval_classifier", network.eval_classifier)
-            network.eval_classifier = network.train_classifier
+            network.eval_classifier = _StandIn(network.train_classifier)
         if isinstance(network, MultiTaskModule):
             stack.callback(network.register_forward_pre_hook(_labeller(batch.task_labels)).remove)
         # A function, not a method: copies of the network share it.
@@ -127,12 +127,23 @@ def looking(strategy: Any, batch: Batch) -> Iterator[Look]:
         yield look
 
 
+class _StandIn(nn.Module):
+    """Does what another module does. One module in two places would be taken for two."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # in a tuple it is no part of this one
+
+    def forward(self, x: Tensor) -> Any:
+        return self._module[0](x)
+
+
 _OWN = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def _attributes_kept(network: nn.Module) -> Iterator[None]:
-    """Give modules back what they keep beside their parameters: some write down what they have seen.
+    """Give modules back what they hold: some write down what they have seen.
 
     Meanwhile what they keep of an earlier pass is no part of its graph, with which they could not be copied.
     """
@@ -141,7 +152,9 @@ def _attributes_kept(network: nn.Module) -> Iterator[None]:
         for module in network.modules()
     ]
     held = [value for _, values in kept for value in values.values() if isinstance(value, dict | list | set)]
-    held += [module._buffers for module in network.modules()]
+    for module in network.modules():
+        # PyTorch's functional calls leave other parameters in a module that is in two places.
+        held += [module._buffers, module._parameters]
     contents = [(container, copy.copy(container)) for container in held]
     for attributes, values in kept:
         for name, value in values.items():

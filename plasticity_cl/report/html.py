@@ -1,48 +1,60 @@
-"""The report: one HTML file that opens from disk, and the figures beside it as PNG."""
+"""The report: one HTML file that opens from disk, and the figures beside it as PNG, SVG and PDF."""
 
 from __future__ import annotations
 
 import base64
+import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from PIL import Image
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.report.figures import Look, diagnostics_figure, learning_figure, looks, png, separation_figure
+from plasticity_cl.report.drawing import Drawing, Look, Shared, cells_for_a_page, looks, pdf, png, svg
+from plasticity_cl.report.figures import diagnostics_figure, learning_figure, parts_figure, separation_figure
 from plasticity_cl.report.page import DEFINITIONS, HEAD
-from plasticity_cl.report.read import Comparison, Run, comparisons, read_bytes, read_runs
+from plasticity_cl.report.read import BASELINE, Comparison, Run, comparisons, read_bytes, read_runs
 from plasticity_cl.report.statistics import (
+    FEWEST,
     Estimate,
+    Standing,
     Summary,
     estimate,
     mean_where_defined,
-    summarise,
+    paired_difference,
+    simultaneous,
+    standing,
 )
-from plasticity_cl.report.wording import (
-    SPLITS,
-    against_baseline,
-    comparison_verdict,
-    diagnostic_in_words,
-    interval,
-    number,
-    verdict,
-)
+from plasticity_cl.report.verdicts import NOT_COUNTED, headline, verdict
+from plasticity_cl.report.wording import SPLITS, diagnostic_in_words, interval, number
 
-Summaries = Mapping[str, Mapping[str, Summary]]  # by stream, by strategy
+Standings = Mapping[str, Standing]  # by stream
 
 _MEANING = {"train": "trainability", "test": "generalisation"}
-_SEPARATION = {"learned", "final", "fresh", "plasticity_loss", "forgetting", "total"}
+_SEPARATION = {"learned", "final", "fresh", "plasticity_loss", "forgetting", "total", "baseline", "handicap", "chance"}
+_PICTURE_COLOURS = 64
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A figure to be: how to draw it, and what it says."""
+
+    draw: Callable[[], Drawing | None]
+    caption: str
+    alt: str
 
 
 def write_report(directory: Path) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` into a result folder, from the run directories below it.
+    """Write ``report.html`` and ``figures/*`` into a result folder, from the run directories below it.
 
-    The report needs no other file: figures are embedded. The same runs give the same bytes. Every file is replaced as a
-    whole, so that a reader never sees half of one.
+    The report needs no other file: figures are embedded, as drawings that follow the reader's width and choice of a
+    light or a dark page. The files in ``figures/`` are for papers. The same runs give the same bytes. Every file is
+    replaced as a whole, so that a reader never sees half of one.
 
     Args:
         directory: The result folder.
@@ -58,22 +70,32 @@ def write_report(directory: Path) -> Path:
     compared = comparisons(runs)
     look = looks(run.strategy for run in runs)
     file_names = _file_names(comparison.title for comparison in compared)
-    sections, links = [], []
+    sections, links, shared = [], [], Shared()
     for i, (comparison, file_name) in enumerate(zip(compared, file_names, strict=True)):
-        summaries = {
-            stream: {name: summarise(of_strategy, stream) for name, of_strategy in comparison.strategies.items()}
-            for stream in comparison.streams
-        }
+        standings = {stream: standing(comparison, stream) for stream in comparison.streams}
         figures = {}
-        for kind, (figure, caption, alt) in _figures(comparison, summaries, look).items():
-            content = png(figure)
+        for kind, drawn in _figures(comparison, standings, look).items():
+            if (drawing := drawn.draw()) is None:
+                continue
             (kind_in_file,) = _file_names([kind])
-            _write(directory / "figures" / f"{file_name}-{kind_in_file}.png", content)
-            figures[kind] = _embedded(content, figure.get_figwidth(), caption, alt)
-        sections.append(_section(comparison, summaries, look, figures, f"comparison-{i}"))
+            content = svg(drawing.figure)
+            for suffix, encoded in (("png", png(drawing.figure)), ("svg", content), ("pdf", pdf(drawing.figure))):
+                _write(directory / "figures" / f"{file_name}-{kind_in_file}.{suffix}", encoded)
+            figures[kind] = _embedded(drawing, cells_for_a_page(drawing, content, shared), drawn)
+        sections.append(_section(comparison, standings, look, figures, f"comparison-{i}"))
         links.append(f'<li><a href="#comparison-{i}">{escape(comparison.title)}</a></li>')
     contents = f'<nav><ul>{"".join(links)}<li><a href="#definitions">What the words mean</a></li></ul></nav>'
-    page = [HEAD, contents, _alarms(runs), *sections, DEFINITIONS, "</body>", "</html>", ""]
+    page = [
+        HEAD.replace("</style>", f"{shared.sheet}</style>"),
+        shared.definitions,
+        contents,
+        _alarms(runs),
+        *sections,
+        DEFINITIONS,
+        "</body>",
+        "</html>",
+        "",
+    ]
     _write(directory / "report.html", "\n".join(page).encode())
     return directory / "report.html"
 
@@ -104,40 +126,49 @@ def _file_names(titles: Iterable[str]) -> list[str]:
     return names
 
 
-def _figures(
-    comparison: Comparison, summaries: Summaries, look: Mapping[str, Look]
-) -> dict[str, tuple[Figure, str, str]]:
-    """Draw what there is to draw: by kind, the figure, its caption, and its content in words."""
-    figures = {}
-    if separation := separation_figure(comparison, look):
-        figures["separation"] = (
-            separation,
-            "Where the score goes: to the right what was not learned, upwards what was learned and then lost. Grey "
-            "lines join equal totals; bars are 95% bootstrap intervals over seeds.",
+def _figures(comparison: Comparison, standings: Standings, look: Mapping[str, Look]) -> dict[str, _Drawn]:
+    """What there may be to draw, by kind."""
+    summaries = {stream: there.summaries for stream, there in standings.items()}
+    figures = {
+        "parts": _Drawn(
+            lambda: parts_figure(comparison, standings, look),
+            "From the common reference (tick) to a strategy's own fresh networks (diamond) is the handicap, from there "
+            "to what was learned (marker; small dots are the seeds) the plasticity loss"
+            + (", and from there to the cross what was forgotten." if comparison.forgetting_counts else ".")
+            + " Bars are 95% intervals that hold together in each panel.",
+            "One row a strategy: common reference, own fresh networks, learned. "
+            + _numbers(summaries, "baseline", "fresh", "learned"),
+        ),
+        "separation": _Drawn(
+            lambda: separation_figure(comparison, standings, look),
+            "To the right what a strategy did not learn that its own fresh networks do, upwards what it learned and "
+            "then lost. Small dots are the seeds; bars are 95% intervals that hold together in each panel."
+            + (" Grey lines join equal sums." if comparison.forgetting_counts else ""),
             f"Scatter of plasticity loss against forgetting. {_numbers(summaries, 'plasticity_loss', 'forgetting')}",
-        )
+        ),
+    }
     for stream in comparison.streams:
-        if learning := learning_figure(comparison, stream, look):
-            figures[f"learning-{stream}"] = (
-                learning,
-                f"Score on {SPLITS[stream]} right after training on each experience (solid) and of a fresh network "
-                "trained on it alone (dashed); the area between is the net plasticity loss. Bands are 95% bootstrap "
-                "intervals over seeds.",
-                "Learning score and fresh reference over experiences, one panel a strategy. In the last experiences: "
-                + _numbers({stream: summaries[stream]}, "learned", "fresh"),
-            )
+        figures[f"learning-{stream}"] = _Drawn(
+            lambda stream=stream: learning_figure(comparison, standings[stream], look),  # type: ignore[misc]
+            f"Score on {SPLITS[stream]} right after training on each experience (solid, thin for each seed), of the "
+            "strategy's own fresh networks trained on it alone (dashed), and of the common reference (dotted); the "
+            "area between the first two is the net plasticity loss. Bands are 95% t intervals, each for its "
+            "experience alone.",
+            "Learning score and references over experiences, one panel a strategy. In the last experiences: "
+            + _numbers({stream: summaries[stream]}, "learned_last", "fresh_last"),
+        )
     for mechanism, measured in comparison.mechanisms.items():
-        if diagnostics := diagnostics_figure(comparison, look, mechanism):
-            words = [diagnostic_in_words(metric, layers) for metric, layers in measured.items()]
-            figures[mechanism] = (
-                diagnostics,
-                f"{mechanism}, at the end of experiences: means over seeds with 95% bootstrap intervals.",
-                f"Diagnostics over experiences, one panel each: {', '.join(words)}. A table below has the last values.",
-            )
+        words = [diagnostic_in_words(metric, layers) for metric, layers in measured.items()]
+        figures[mechanism] = _Drawn(
+            lambda mechanism=mechanism: diagnostics_figure(comparison, look, mechanism),  # type: ignore[misc]
+            f"{mechanism}, at the end of experiences: means over seeds with 95% t intervals, each for its experience "
+            "alone. Dots are the seeds at the end.",
+            f"Diagnostics over experiences, one panel each: {', '.join(words)}. A table below has the last values.",
+        )
     return figures
 
 
-def _numbers(summaries: Summaries, *parts: str) -> str:
+def _numbers(summaries: Mapping[str, Mapping[str, Summary]], *parts: str) -> str:
     """Say what a figure shows to those who cannot see it."""
     sentences = []
     for stream, of_stream in summaries.items():
@@ -149,35 +180,36 @@ def _numbers(summaries: Summaries, *parts: str) -> str:
     return " ".join(sentences)
 
 
-def _embedded(content: bytes, inches: float, caption: str, alt: str) -> str:
-    data = base64.b64encode(content).decode()
-    width = 62 / 9 * inches  # rem: a figure of nine inches fills the page; on a narrow one wide figures scroll
+def _embedded(drawing: Drawing, cells: Sequence[str], drawn: _Drawn) -> str:
+    _, (_, _, inches, _) = drawing.cells[0]
     return (
-        f'<figure><div class="scroll"><img style="max-width:{width:.1f}rem;min-width:{min(width, 34):.1f}rem" '
-        f'alt="{escape(alt)}" src="data:image/png;base64,{data}"></div>'
-        f"<figcaption>{_prose(caption)}</figcaption></figure>"
+        f'<figure><div class="cells" style="--cell:{6 * inches:g}rem" role="img" aria-label="{escape(drawn.alt)}">'
+        f"{''.join(cells)}</div><figcaption>{_prose(drawn.caption)}</figcaption></figure>"
     )
 
 
 def _section(
-    comparison: Comparison, summaries: Summaries, look: Mapping[str, Look], figures: Mapping[str, str], anchor: str
+    comparison: Comparison, standings: Standings, look: Mapping[str, Look], figures: Mapping[str, str], anchor: str
 ) -> str:
     verdicts = [
         f'<p class="lead"><strong>On {SPLITS[stream]}</strong> ({_MEANING[stream]}). '
-        f"{_prose(comparison_verdict(of_stream))}</p>"
-        for stream, of_stream in summaries.items()
+        f"{_prose(headline(comparison, there))}</p>"
+        for stream, there in standings.items()
     ]
     parts = [
         f'<section><h2 id="{anchor}">{escape(comparison.title)}</h2>',
         *(verdicts or ['<p class="lead">Nothing was measured yet.</p>']),
-        figures.get("separation", ""),
+        figures.get("parts", ""),
         "<h3>Strategy by strategy</h3>",
-        _strategy_verdicts(comparison, summaries, look),
+        _strategy_verdicts(comparison, standings, look),
+        figures.get("separation", ""),
     ]
-    for stream, of_stream in summaries.items():
+    for stream, there in standings.items():
         parts += [
             f"<h3>{SPLITS[stream].capitalize()}: {_MEANING[stream]}</h3>",
-            _separation_table(comparison, stream, of_stream, look),
+            _separation_table(comparison, there, look),
+            _against_baseline(comparison, there, look),
+            _by_experience(comparison, there, look) if _is_target_shift(comparison) else "",
             figures.get(f"learning-{stream}", ""),
         ]
     for mechanism in comparison.mechanisms:
@@ -187,75 +219,197 @@ def _section(
     return "\n".join(part for part in parts if part)
 
 
-def _strategy_verdicts(comparison: Comparison, summaries: Summaries, look: Mapping[str, Look]) -> str:
+def _is_target_shift(comparison: Comparison) -> bool:
+    return comparison.spec.get("scenario") == "target-shift"
+
+
+def _strategy_verdicts(comparison: Comparison, standings: Standings, look: Mapping[str, Look]) -> str:
+    order = next((there.summaries for there in standings.values()), comparison.strategies)
     items = []
-    for name in comparison.strategies:
+    for name in order:
         texts = "".join(
-            f"<p><strong>{SPLITS[stream].capitalize()}.</strong> "
-            f"{_prose(f'{verdict(of_stream[name])} {against_baseline(comparison, name, stream)}'.strip())}</p>"
-            for stream, of_stream in summaries.items()
+            f"<p><strong>{SPLITS[stream].capitalize()}.</strong> {_prose(verdict(there.summaries[name]))}</p>"
+            for stream, there in standings.items()
         )
         items.append(f"<dt>{_named(name, look)}</dt><dd>{texts or '<p>Nothing was measured yet.</p>'}</dd>")
     return f'<dl class="verdicts">{"".join(items)}</dl>'
 
 
-def _separation_table(
-    comparison: Comparison, stream: str, summaries: Mapping[str, Summary], look: Mapping[str, Look]
-) -> str:
-    last = max(summary.last for summary in summaries.values())
-    heads = [f"learned, last {last}", f"fresh, last {last}", "plasticity loss", "forgetting", "total", "seeds"]
+def _separation_table(comparison: Comparison, there: Standing, look: Mapping[str, Look]) -> str:
+    summaries, counts = there.summaries, comparison.forgetting_counts
+    known = any(summary.handicap.n for summary in summaries.values())
+    measured = {
+        name: [
+            summary.learned,
+            *([summary.handicap] if known else []),
+            summary.plasticity_loss,
+            summary.forgetting,
+        ]
+        for name, summary in summaries.items()
+    }
+    corrected, family = simultaneous(measured)
+    heads = [
+        *("rank", "learned", *(["common reference", "handicap"] if known else ["fresh"]), "plasticity loss"),
+        *(["forgetting", "total"] if counts else ["forgetting, not counted"]),
+        "seeds",
+    ]
     rows = {}
     for name, summary in summaries.items():
-        parts = (summary.learned, summary.fresh, summary.plasticity_loss, summary.forgetting, summary.total)
+        cells = [_cell(part, _missing(part, summary.finished)) for part in corrected[name]]
+        cells.insert(1, _mean_cell(summary.baseline if known else summary.fresh))
+        if counts:
+            cells.append(_mean_cell(summary.total if summary.handicap.n or not known else estimate([])))
         runs = summary.finished + len(summary.left_out)
         seeds = f"{summary.finished} of {runs}" if summary.left_out else str(runs)
-        rows[name] = [*(_cell(part, _missing(part, summary.finished)) for part in parts), f"<td>{seeds}</td>"]
-    score = comparison.score[:1].upper() + comparison.score[1:]
+        rows[name] = [f"<td>{_rank(name, there)}</td>", *cells, f"<td>{seeds}</td>"]
+    score = f"{comparison.score[:1].upper()}{comparison.score[1:]}".replace("R2", "R²")
+    sums = (
+        "Common reference − learned = handicap + plasticity loss"
+        + (", and with forgetting the total. " if counts else ". ")
+        if known
+        else "These results have no common reference. "
+    )
+    reference = f"The common reference: {comparison.reference}. " if known else ""
     caption = (
-        f"{score} on {SPLITS[stream]}: means over experiences and seeds, with 95% bootstrap intervals over seeds. "
-        "Plasticity loss is net: transfer is in it."
+        f"{score} on {SPLITS[there.stream]}: means over experiences, then over seeds. {sums}{reference}"
+        f"Plasticity loss is net: transfer is in it. {_intervals(family)} Rank: 1 + how many strategies learned surely "
+        f"more, by paired differences; strategies of one rank are not told apart.{'' if counts else f' {NOT_COUNTED}'}"
     )
     return _table(caption, heads, rows, look)
+
+
+def _intervals(family: int) -> str:
+    """Say in a caption what the intervals of its table are."""
+    if family == 0:
+        return f"Intervals need {FEWEST} seeds."
+    return f"Brackets: 95% t interval{'s' if family > 1 else ''} over seeds" + (
+        f", widened so that all {family} hold together." if family > 1 else "."
+    )
+
+
+def _rank(name: str, there: Standing) -> str:
+    if name in there.at_chance:
+        return "at chance"
+    return str(there.ranking.ranks.get(name, "–")) if len(there.ranking.ranks) > 1 else "–"
+
+
+def _against_baseline(comparison: Comparison, there: Standing, look: Mapping[str, Look]) -> str:
+    """Paired differences of every strategy to the baseline; nothing without a baseline."""
+    if BASELINE not in comparison.strategies:
+        return ""
+    metrics = ("learned", "fresh", "plasticity_loss", "forgetting")
+    baseline = comparison.strategies[BASELINE]
+    differences = {
+        name: [paired_difference(comparison.strategies[name], baseline, metric, there.stream) for metric in metrics]
+        for name in there.summaries
+        if name != BASELINE
+    }
+    differences = {name: row for name, row in differences.items() if any(cell.n for cell in row)}
+    if not differences:
+        return ""
+    corrected, family = simultaneous(differences)
+    rows = {
+        name: [*map(_cell, cells), f"<td>{max(cell.n for cell in cells)}</td>"] for name, cells in corrected.items()
+    }
+    caption = (
+        f"Differences to {BASELINE} on {SPLITS[there.stream]}, seed by seed over the seeds and experiences that both "
+        f"have. {_intervals(family)}"
+    )
+    return _table(caption, [*map(_words, metrics), "seeds"], rows, look)
+
+
+def _by_experience(comparison: Comparison, there: Standing, look: Mapping[str, Look]) -> str:
+    """Each experience of a target shift against its zero-mean twin: means over the finished seeds."""
+    finished = {name: [run for run in comparison.strategies[name] if run.finished] for name in there.summaries}
+    every = [run for runs in finished.values() for run in runs]
+    experiences = sorted(set().union(*(run.series("learned", there.stream) for run in every)))
+
+    def mean(runs: Sequence[Run], metric: str, stream: str, k: int) -> str:
+        values = [value for run in runs if (value := run.series(metric, stream).get(k)) is not None]
+        return f"<td>{_prose(number(statistics.fmean(values))) if values else '–'}</td>"
+
+    if not experiences:
+        return ""
+    twin = "zero-mean twin" if any(run.series("baseline", there.stream) for run in every) else ""
+    head = '<th scope="col" rowspan="2">experience</th><th scope="col" rowspan="2">target mean</th>'
+    head += f'<th scope="col" rowspan="2">{twin}</th>' if twin else ""
+    head += "".join(f'<th scope="colgroup" colspan="2">{_named(name, look)}</th>' for name in finished)
+    body = ""
+    for k in experiences:
+        cells = mean(every, "target_mean", "probe", k)
+        cells += mean(every, "baseline", there.stream, k) if twin else ""
+        for runs in finished.values():
+            cells += mean(runs, "fresh", there.stream, k) + mean(runs, "learned", there.stream, k)
+        body += f'<tr><th scope="row">{k}</th>{cells}</tr>'
+    caption = (
+        f"Experience by experience on {SPLITS[there.stream]}, means over seeds: what a fresh baseline network reaches "
+        "on the zero-mean twin (the same targets with mean 0), and what each strategy's fresh networks and the trained "
+        "network reach on the targets as they are. Twin − fresh is what a large mean costs even a fresh network; "
+        "fresh − learned is the plasticity loss."
+    )
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr>'
+        f"<tr>{'<th scope=col>fresh</th><th scope=col>learned</th>' * len(finished)}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _other_measures(comparison: Comparison, look: Mapping[str, Look]) -> str:
     """What else was measured: means over experiences, and the diagnostics at the end."""
     finished = {name: [run for run in runs if run.finished] for name, runs in comparison.strategies.items()}
-    measured = {(metric, stream) for runs in finished.values() for run in runs for metric, stream, _ in run.values}
+    measured = {
+        (metric, stream) for runs in finished.values() for run in runs for metric, stream, at in run.values if not at
+    }
     tables = []
     for stream in (*SPLITS, ""):
         metrics = sorted(metric for metric, of_stream in measured if of_stream == stream and metric not in _SEPARATION)
-        rows = {}
-        for name, runs in finished.items():
-            found = [mean_where_defined(runs, metric, stream) for metric in metrics]
-            rows[name] = [
-                _cell(mean, f"in {share:.0%} of experiences" if 0 < share < 1 else "") for mean, share in found
-            ]
         if metrics:
+            found = {
+                name: [mean_where_defined(runs, metric, stream) for metric in metrics]
+                for name, runs in finished.items()
+            }
+            corrected, family = simultaneous({name: [mean for mean, _, _ in row] for name, row in found.items()})
+            rows = {
+                name: [
+                    _cell(mean, _where_defined(metric, defined, experiences))
+                    for mean, metric, (_, defined, experiences) in zip(corrected[name], metrics, row, strict=True)
+                ]
+                for name, row in found.items()
+            }
             where = f" on {SPLITS[stream]}" if stream else ""
-            caption = f"Other measures{where}: means over the experiences that have a value, and over seeds."
-            tables.append(_table(caption, [_words(metric) for metric in metrics], rows, look))
+            caption = f"Other measures{where}: means over the experiences that have a value, and over seeds. "
+            tables.append(_table(caption + _intervals(family), [_words(metric) for metric in metrics], rows, look))
     for mechanism, of_mechanism in comparison.mechanisms.items():
         heads = [diagnostic_in_words(metric, layers) for metric, layers in of_mechanism.items()]
-        caption = f"{mechanism}, at the last experience measured: means over seeds."
-        tables.append(_table(caption, heads, _last_values(finished, list(of_mechanism.items())), look))
+        rows, family = _last_values(finished, list(of_mechanism.items()))
+        caption = f"{mechanism}, at the last experience measured: means over seeds. {_intervals(family)}"
+        tables.append(_table(caption, heads, rows, look))
     for metric, layers in comparison.layers.items():
         named = [layer for layer in layers if layer]
         if named:
-            caption = f"{_words(metric).capitalize()} by layer, at the last experience measured: means over seeds."
-            tables.append(_table(caption, named, _last_values(finished, [(metric, (at,)) for at in named]), look))
+            rows, family = _last_values(finished, [(metric, (at,)) for at in named])
+            caption = f"{_words(metric).capitalize()} by layer, at the last experience measured: means over seeds. "
+            tables.append(_table(caption + _intervals(family), named, rows, look))
     return f"<details><summary>Other measures</summary>{''.join(tables)}</details>" if tables else ""
+
+
+def _where_defined(metric: str, defined: int, experiences: int) -> str:
+    if defined == experiences:
+        return ""
+    return f"{'reached in ' if metric == 'steps_to_threshold' else 'in '}{defined} of {experiences} experiences"
 
 
 def _last_values(
     finished: Mapping[str, Sequence[Run]], columns: Sequence[tuple[str, tuple[str, ...]]]
-) -> dict[str, list[str]]:
-    rows: dict[str, list[str]] = {name: [] for name in finished}
+) -> tuple[dict[str, list[str]], int]:
+    """The cells of a table of diagnostics, and how many intervals are in it."""
+    values: dict[str, list[Estimate]] = {name: [] for name in finished}
     for metric, layers in columns:
         for name, runs in finished.items():
             series = [run.diagnostic(metric, layers) for run in runs]
-            rows[name].append(_cell(estimate(of_run[max(of_run)] for of_run in series if of_run)))
-    return rows
+            values[name].append(estimate(of_run[max(of_run)] for of_run in series if of_run))
+    corrected, family = simultaneous(values)
+    return {name: [_cell(value) for value in row] for name, row in corrected.items()}, family
 
 
 def _pictures(comparison: Comparison) -> str:
@@ -265,18 +419,31 @@ def _pictures(comparison: Comparison) -> str:
         for of_name in run.pictures.values():
             for k in sorted({min(of_name), max(of_name)}):
                 caption = f"{name}, seed {run.seed}, after training on experience {k}"
+                alt = (
+                    f"{caption}: tangent kernel as a heat map of cosines with samples ordered by target, its "
+                    "eigenvalues, and the loss along the negative gradient."
+                )
+                data = base64.b64encode(_reduced(of_name[k])).decode()
                 parts.append(
-                    _embedded(
-                        read_bytes(of_name[k]),
-                        9,
-                        caption,
-                        f"{caption}: tangent kernel as a heat map of cosines with samples ordered by target, its "
-                        "eigenvalues, and the loss along the negative gradient.",
-                    )
+                    f'<figure><div class="scroll"><img class="raster" alt="{escape(alt)}" '
+                    f'src="data:image/png;base64,{data}"></div><figcaption>{_prose(caption)}</figcaption></figure>'
                 )
     if not parts:
         return ""
     return f"<details><summary>Kernels and loss landscapes, looked at</summary>{''.join(parts)}</details>"
+
+
+def _reduced(path: Path) -> bytes:
+    """A picture with fewer colours: the page holds many."""
+    content = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            few = picture.convert("RGB").quantize(_PICTURE_COLOURS, dither=Image.Dither.NONE)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a picture: remove it, or make it anew") from error
+    buffer = io.BytesIO()
+    few.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _runs_and_spec(comparison: Comparison, look: Mapping[str, Look]) -> str:
@@ -336,13 +503,19 @@ def _cell(value: Estimate, remark: str = "") -> str:
     return f"<td>{_prose(number(value.mean, digits=3)) if value.n else '–'}{below}</td>"
 
 
+def _mean_cell(value: Estimate) -> str:
+    return f"<td>{_prose(number(value.mean, digits=3)) if value.n else '–'}</td>"
+
+
 def _missing(value: Estimate, finished: int) -> str:
     return f"{value.n} of {finished} seeds" if 0 < value.n < finished else ""
 
 
 def _named(strategy: str, look: Mapping[str, Look]) -> str:
     """A strategy's name behind a patch of its colour in the figures."""
-    return f'<span class="chip" style="background:{look[strategy].colour}"></span>{escape(strategy)}'
+    kind = "name" if len(strategy) <= 24 else "long name"
+    chip = f'<span class="chip" style="background:var(--{look[strategy].colour[1:]})"></span>'
+    return f'<span class="{kind}">{chip}{escape(strategy)}</span>'
 
 
 def _words(metric: str) -> str:

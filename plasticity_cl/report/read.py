@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import statistics
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plasticity_cl.errors import UserError
 
 HEADER = ["metric", "stream", "layer", "experience", "value"]
 BASELINE = "finetune"
+TWIN = "on the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network"
 OTHER = "Other diagnostics"
 MECHANISMS: Mapping[str, tuple[str, ...]] = {
     "Mechanism 1: units and preactivations": (
@@ -48,12 +51,14 @@ class Run:
     Attributes:
         path: The run directory, relative to the result folder.
         spec: What was run, as in ``spec.json``.
-        state: ``"done"``, ``"diverged"``, or ``"running"``, which is also what a run that was killed says of itself.
-        score: The score's name, ``"accuracy"`` or ``"R2"``; None where the run did not get far enough to say.
+        state: ``"done"``, ``"diverged"``, ``"failed"``, or ``"running"``, which is also what a run that was killed says
+            of itself.
+        score: The score's name, such as ``"accuracy"``; None where the run did not get far enough to say.
         message: Why a run diverged, or nothing.
         pictures: What the run drew, for each name the file at each experience.
         values: For each (metric, stream, layer), the value at each experience. Where a resumed run wrote a row twice,
             the later one.
+        forgetting_counts: Whether what is forgotten is damage: not where old labels no longer hold.
     """
 
     path: Path
@@ -63,6 +68,7 @@ class Run:
     message: str
     values: Mapping[tuple[str, str, str], Mapping[int, float]]
     pictures: Mapping[str, Mapping[int, Path]] = dataclasses.field(default_factory=dict)
+    forgetting_counts: bool = True
 
     @property
     def strategy(self) -> str:
@@ -92,7 +98,8 @@ class Run:
         """A diagnostic's mean over layers at each experience."""
         series = [self.series(metric, "probe", layer) for layer in layers]
         experiences = sorted(set().union(*series))
-        return {k: statistics.fmean(of_layer[k] for of_layer in series if k in of_layer) for k in experiences}
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {k: float(np.mean([of_layer[k] for of_layer in series if k in of_layer])) for k in experiences}
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,17 @@ class Comparison:
     def runs(self) -> tuple[Run, ...]:
         """All runs, strategy by strategy."""
         return tuple(run for runs in self.strategies.values() for run in runs)
+
+    @property
+    def forgetting_counts(self) -> bool:
+        """Whether what is forgotten is damage in this comparison."""
+        return all(run.forgetting_counts for run in self.runs)
+
+    @property
+    def reference(self) -> str:
+        """What the common reference is, in words."""
+        twin = f" {TWIN}" if self.spec.get("scenario") == "target-shift" else ""
+        return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -159,7 +177,7 @@ def read_runs(directory: Path) -> list[Run]:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"no such directory: {directory}")
-    runs = [_read_run(spec.parent, directory) for spec in sorted(directory.rglob("spec.json"))]
+    runs = [_read_run(folder, directory) for folder in sorted(_run_directories(directory))]
     if not runs:
         raise UserError(f"no runs in {directory}: run `plasticity-cl compare ... --out {directory}` first")
     seen: dict[object, Run] = {}
@@ -173,30 +191,41 @@ def read_runs(directory: Path) -> list[Run]:
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     """Group runs whose specs agree in all fields except strategy and seed; a field that is null counts as absent.
 
+    Runs that were scored by different scores, as by two versions of the software, are not compared either.
+
     Args:
         runs: What :func:`read_runs` returns.
 
     Returns:
         One comparison a group, in the order in which the runs first name them.
     """
+    # A run that did not get far enough to name its score goes with those of its spec.
+    scores = {_shared_fields(run): run.score for run in reversed(runs) if run.score}
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_shared_fields(run), []).append(run)
-    specs = [_without_nulls(group[0].spec) for group in groups.values()]
+        fields = _shared_fields(run)
+        groups.setdefault((fields, run.score or scores.get(fields)), []).append(run)
+    of_groups = [next((run.score for run in group if run.score), "score") for group in groups.values()]
+    specs = [
+        {"score": score, **_without_nulls(group[0].spec)}
+        for group, score in zip(groups.values(), of_groups, strict=True)
+    ]
     return [
-        Comparison(
-            title=_title(spec, specs, group),
-            spec=spec,
-            score=next((run.score for run in group if run.score), "score"),
-            strategies=_by_strategy(group),
-        )
-        for spec, group in zip(specs, groups.values(), strict=True)
+        Comparison(title=_title(spec, specs, group), spec=spec, score=score, strategies=_by_strategy(group))
+        for spec, score, group in zip(specs, of_groups, groups.values(), strict=True)
     ]
 
 
 def strategy_order(strategy: str) -> tuple[bool, int, str]:
     """A sort key: the baseline first, then single interventions, then combinations, each alphabetically."""
     return strategy != BASELINE, strategy.count("+"), strategy
+
+
+def _run_directories(directory: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    return [Path(folder) for folder, _, files in os.walk(directory, onerror=refuse) if "spec.json" in files]
 
 
 def _by_strategy(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
@@ -246,6 +275,7 @@ def _read_run(path: Path, directory: Path) -> Run:
         message=str(status.get("message") or ""),
         values=_read_values(path / "metrics.csv", finished=state == "done"),
         pictures=_find_pictures(path / "pictures"),
+        forgetting_counts=status.get("forgetting_counts") is not False,
     )
 
 
@@ -301,6 +331,8 @@ def _read_values(path: Path, finished: bool) -> dict[tuple[str, str, str], dict[
                 raise ValueError(f"line {rows.line_num} has {len(row)} fields, not {len(HEADER)}")
             metric, stream, layer, experience, value = row
             try:
+                if not 0 <= int(experience) < 2**31:
+                    raise ValueError(f"experience {experience} is out of range")
                 values.setdefault((metric, stream, layer), {})[int(experience)] = float(value)
             except ValueError as error:
                 raise ValueError(f"line {rows.line_num}: {error}") from error

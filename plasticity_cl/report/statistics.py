@@ -1,21 +1,27 @@
-"""Means and bootstrap intervals over seeds: of one number a run, of curves, and of the separation of a strategy."""
+"""Means over seeds with Student t intervals, paired contrasts of strategies, and the ranking that these allow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from plasticity_cl.report.read import Run
+from plasticity_cl.report.read import Comparison, Run
 
 Array = NDArray[np.float64]
+Key = TypeVar("Key")
 
 LAST = 5
-RESAMPLES = 4000
 LEVEL = 0.95
+FEWEST = 3  # seeds that an interval needs: the t of two seeds is 12.7, which says nothing
+# Below this a difference of scores is called nothing: a hundredth of accuracy, or of bounded R2.
+NEGLIGIBLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,22 @@ class Estimate:
 
     Attributes:
         mean: The mean; NaN without values.
-        low: Lower end of the interval; NaN with fewer than two seeds.
+        low: Lower end of the interval; NaN with fewer than three seeds.
         high: Upper end, likewise.
         n: How many seeds there are in it.
+        values: The values of these seeds.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    values: tuple[float, ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """Half the interval's width; NaN where there is none."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -44,12 +57,14 @@ class Curve:
         mean: Shape [K].
         low: Shape [K].
         high: Shape [K].
+        seeds: The values of each seed, shape [n, K].
     """
 
     experiences: NDArray[np.int64]
     mean: Array
     low: Array
     high: Array
+    seeds: Array
 
 
 @dataclass(frozen=True)
@@ -57,62 +72,137 @@ class Summary:
     """What a strategy's finished runs say on one stream. Scores are means over experiences, then over seeds.
 
     Attributes:
-        learned: A_kk, the score right after training on k, in the last five experiences, or in all if there are fewer.
-        fresh: S_k, the score of a fresh network trained on k alone, in the same experiences.
-        plasticity_loss: S_k - A_kk over all experiences.
-        forgetting: A_kk - A_Kk over all experiences; the last, which cannot be forgotten yet, counts with its zero, so
-            that plasticity loss and forgetting add up to the total.
-        total: S_k - A_Kk over all experiences.
-        excess: Plasticity loss minus forgetting, seed by seed: whether the one is surely larger than the other.
-        last: How many experiences ``learned`` and ``fresh`` are means of.
+        learned: A_kk, the score right after training on k.
+        fresh: S_k, the score of a fresh network trained on k alone with the same strategy.
+        baseline: S_ref, the common reference: the score of a fresh network of the baseline strategy.
+        handicap: S_ref - S_k; not known in results of older versions.
+        plasticity_loss: S_k - A_kk.
+        forgetting: A_kk - A_Kk; the last experience, which cannot be forgotten yet, counts with its zero, so that the
+            parts add up to the total.
+        total: S_ref - A_Kk, or S_k - A_Kk where the common reference is not known.
+        excess: Plasticity loss minus forgetting: whether the one is surely larger than the other.
+        chance: The score of the best constant prediction.
+        above_chance: Learned minus chance.
+        learned_last: ``learned`` in the last five experiences, or in all if there are fewer.
+        fresh_last: ``fresh`` in the same experiences.
+        last: How many experiences these are.
         finished: How many runs there are in it.
-        left_out: The diverged and unfinished runs, which enter no mean.
+        left_out: The diverged, failed and unfinished runs, which enter no mean.
+        forgetting_counts: Whether what is forgotten is damage: not where old labels no longer hold.
     """
 
     learned: Estimate
     fresh: Estimate
+    baseline: Estimate
+    handicap: Estimate
     plasticity_loss: Estimate
     forgetting: Estimate
     total: Estimate
     excess: Estimate
+    chance: Estimate
+    above_chance: Estimate
+    learned_last: Estimate
+    fresh_last: Estimate
     last: int
     finished: int
     left_out: tuple[Run, ...]
+    forgetting_counts: bool
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether what was learned is not known to lie above chance: by its interval, or with few seeds by its mean."""
+        above = self.above_chance
+        return above.n > 0 and not (above.mean >= NEGLIGIBLE and (above.low > 0 or above.n < FEWEST))
+
+    @property
+    def handicapped(self) -> bool:
+        """Whether fresh networks of the strategy surely learn less than the common reference."""
+        return self.handicap.low > 0 and self.handicap.mean >= NEGLIGIBLE
 
 
-def bootstrap(values: Array, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[Array, Array]:
-    """Percentile bootstrap interval of the mean.
+@dataclass(frozen=True)
+class Ranking:
+    """Strategies in the order of one number, as far as the seeds tell them apart.
 
-    Seeds are drawn with replacement; the interval's ends are quantiles of the means of these draws (Efron and
-    Tibshirani 1993, section 13.3). With few seeds it is too narrow: it never reaches beyond the smallest and the
-    largest value, so with three seeds of a symmetric distribution it holds the mean in three of four cases, not 95%.
+    Attributes:
+        ranks: One more than the number of strategies that are surely better; strategies that cannot be told apart may
+            share a rank. Best first.
+        better: The pairs of which the first is surely better: their paired difference is at least a hundredth of
+            score, and its interval, corrected for the number of pairs, lies on that side of zero.
+    """
+
+    ranks: Mapping[str, int]
+    better: frozenset[tuple[str, str]]
+
+    @property
+    def leaders(self) -> tuple[str, ...]:
+        """The strategies than which none is surely better."""
+        return tuple(name for name, rank in self.ranks.items() if rank == 1)
+
+    @property
+    def first(self) -> str:
+        """The strategy that is surely better than every other, or nothing."""
+        return self._extreme(0)
+
+    @property
+    def last(self) -> str:
+        """The strategy that is surely worse than every other, or nothing."""
+        return self._extreme(1)
+
+    def _extreme(self, side: int) -> str:
+        counts = {name: sum(pair[side] == name for pair in self.better) for name in self.ranks}
+        return next((name for name, count in counts.items() if count == len(counts) - 1 > 0), "")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The strategies of a comparison on one stream: in which order they stand, and which do not take part.
+
+    Attributes:
+        stream: ``"train"`` or ``"test"``.
+        summaries: Each strategy's summary, in the order of a table: ranked, at chance level, with too few seeds.
+        ranking: By what was learned; more is better.
+        at_chance: Strategies whose learned score does not lie above chance. They are left out of the ranking.
+        too_few: Strategies with fewer than three finished seeds, which have no intervals and cannot be ranked.
+    """
+
+    stream: str
+    summaries: Mapping[str, Summary]
+    ranking: Ranking
+    at_chance: tuple[str, ...]
+    too_few: tuple[str, ...]
+
+
+def t_interval(values: Array, family: int = 1) -> tuple[Array, Array]:
+    """Student's t interval of the mean, one of a family that holds all its means at once in 95% of cases.
+
+    mean -+ t(1 - 0.05 / (2 family), n - 1) s / sqrt(n), the Bonferroni correction for ``family`` intervals. Exact for
+    normal values; see ``tests/test_report_statistics.py`` for what it covers, and Hesterberg 2015 (The American
+    Statistician 69:371) for why not a percentile bootstrap, which is much too narrow with few seeds.
 
     Args:
-        values: One row a seed, shape [n, ...]; what is in a row is drawn together.
-        seed: Seed of the draws: the same values give the same interval.
-        resamples: How many draws.
-        level: The interval's nominal coverage.
+        values: One row a seed, shape [n, ...].
+        family: How many intervals are read together.
 
     Returns:
-        The lower and the upper ends, shape [...]; NaN where n < 2, since one seed says nothing of the spread.
+        The lower and the upper ends, shape [...]; NaN where n < 3.
     """
     n = len(values)
-    if n < 2:
+    if n < FEWEST:
         nothing = np.full(values.shape[1:], math.nan)
         return nothing, nothing
-    draws = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    totals = np.zeros((resamples, *values.shape[1:]))
-    for column in draws.T:  # n additions, instead of one array of resamples x n x ... values
-        totals += values[column]
-    low, high = np.quantile(totals / n, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = values.mean(axis=0)
+        half = stdtrit(n - 1, 1 - (1 - LEVEL) / (2 * family)) * values.std(axis=0, ddof=1) / math.sqrt(n)
+        return mean - half, mean + half
 
 
-def estimate(values: Iterable[float]) -> Estimate:
+def estimate(values: Iterable[float], family: int = 1) -> Estimate:
     """Mean and interval of one value a seed; seeds without a finite value are left out.
 
     Args:
         values: One value a seed.
+        family: As for :func:`t_interval`.
 
     Returns:
         The estimate, and in ``n`` how many seeds had a value.
@@ -120,12 +210,26 @@ def estimate(values: Iterable[float]) -> Estimate:
     array = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
     if len(array) == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    low, high = bootstrap(array)
-    return Estimate(float(array.mean()), float(low), float(high), len(array))
+    low, high = t_interval(array, family)
+    with np.errstate(over="ignore"):
+        return Estimate(float(array.mean()), float(low), float(high), len(array), tuple(array.tolist()))
+
+
+def simultaneous(table: Mapping[Key, Sequence[Estimate]]) -> tuple[dict[Key, list[Estimate]], int]:
+    """Correct the intervals of a table for their number.
+
+    Args:
+        table: Rows of estimates.
+
+    Returns:
+        The same table, with intervals that all hold at once in 95% of cases, and how many there are.
+    """
+    family = sum(cell.n >= FEWEST for row in table.values() for cell in row)
+    return {key: [estimate(cell.values, max(family, 1)) for cell in row] for key, row in table.items()}, family
 
 
 def curve(series: Sequence[Mapping[int, float]]) -> Curve:
-    """Mean and interval over seeds at each experience.
+    """Mean and interval over seeds at each experience, each interval for itself.
 
     Args:
         series: For each seed, the value at each experience. At each experience the seeds that have a finite value
@@ -143,14 +247,12 @@ def curve(series: Sequence[Mapping[int, float]]) -> Curve:
         if pattern.any():
             block = values[np.ix_(pattern, columns)]
             mean[columns] = block.mean(axis=0)
-            low[columns], high[columns] = bootstrap(block)
-    return Curve(np.array(experiences, dtype=np.int64), mean, low, high)
+            low[columns], high[columns] = t_interval(block)
+    return Curve(np.array(experiences, dtype=np.int64), mean, low, high, values.reshape(len(series), len(experiences)))
 
 
-def mean_over_experiences(run: Run, metric: str, stream: str) -> float:
-    """Mean of a metric over a run's experiences; NaN where nothing was measured.
-
-    The parts of the separation are taken over the experiences where all of it is known, so that they add up.
+def per_experience(run: Run, metric: str, stream: str) -> dict[int, float]:
+    """A metric's finite values, over the experiences where all of the separation is known, so that its parts add up.
 
     Args:
         run: The run.
@@ -158,14 +260,22 @@ def mean_over_experiences(run: Run, metric: str, stream: str) -> float:
         stream: ``"train"`` or ``"test"``.
 
     Returns:
-        The mean.
+        The value at each of these experiences; at all where there is no separation.
     """
-    series = run.series(metric, stream)
     separated = {k for k, value in run.series("total", stream).items() if math.isfinite(value)}
-    return _mean(value for k, value in series.items() if k in separated or not separated)
+    return {
+        k: value
+        for k, value in run.series(metric, stream).items()
+        if math.isfinite(value) and (k in separated or not separated)
+    }
 
 
-def mean_where_defined(runs: Sequence[Run], metric: str, stream: str) -> tuple[Estimate, float]:
+def mean_over_experiences(run: Run, metric: str, stream: str) -> float:
+    """Mean of :func:`per_experience`; NaN where nothing was measured."""
+    return _mean(per_experience(run, metric, stream).values())
+
+
+def mean_where_defined(runs: Sequence[Run], metric: str, stream: str) -> tuple[Estimate, int, int]:
     """Mean of a metric over the experiences where it is defined, then over seeds.
 
     Some measures have no value where what they wait for never happens, such as the steps to a threshold.
@@ -176,16 +286,17 @@ def mean_where_defined(runs: Sequence[Run], metric: str, stream: str) -> tuple[E
         stream: ``"train"`` or ``"test"``.
 
     Returns:
-        The estimate, and the share of all runs' experiences where the metric has a finite value.
+        The estimate, in how many experiences of all runs together the metric has a finite value, and how many
+        experiences there are: those with a learned score, or where there is none those with a row of the metric.
     """
-    values = [np.array(list(run.series(metric, stream).values()), dtype=np.float64) for run in runs]
-    defined = [seed[np.isfinite(seed)] for seed in values]
-    share = sum(map(len, defined)) / max(sum(map(len, values)), 1)
-    return estimate(_mean(seed) for seed in defined), share
+    values = [run.series(metric, stream) for run in runs]
+    defined = [[value for value in seed.values() if math.isfinite(value)] for seed in values]
+    experiences = [set(run.series("learned", stream)) | set(seed) for run, seed in zip(runs, values, strict=True)]
+    return estimate(map(_mean, defined)), sum(map(len, defined)), sum(map(len, experiences))
 
 
 def summarise(runs: Sequence[Run], stream: str) -> Summary:
-    """Summarise the runs of one strategy.
+    """Summarise the runs of one strategy, each interval for itself.
 
     Args:
         runs: Its runs, one a seed.
@@ -197,48 +308,123 @@ def summarise(runs: Sequence[Run], stream: str) -> Summary:
     finished = [run for run in runs if run.finished]
     last = {run.path: sorted(run.series("learned", stream))[-LAST:] for run in finished}
 
-    def in_the_last(metric: str) -> Estimate:
-        return estimate(_mean(run.series(metric, stream).get(k, math.nan) for k in last[run.path]) for run in finished)
-
     def overall(metric: str) -> Estimate:
         return estimate(mean_over_experiences(run, metric, stream) for run in finished)
 
+    def in_the_last(metric: str) -> Estimate:
+        return estimate(_mean(run.series(metric, stream).get(k, math.nan) for k in last[run.path]) for run in finished)
+
     return Summary(
-        learned=in_the_last("learned"),
-        fresh=in_the_last("fresh"),
+        learned=overall("learned"),
+        fresh=overall("fresh"),
+        baseline=overall("baseline"),
+        handicap=overall("handicap"),
         plasticity_loss=overall("plasticity_loss"),
         forgetting=overall("forgetting"),
         total=overall("total"),
-        excess=estimate(
-            mean_over_experiences(run, "plasticity_loss", stream) - mean_over_experiences(run, "forgetting", stream)
-            for run in finished
-        ),
+        excess=estimate(_contrast(run, "plasticity_loss", run, "forgetting", stream) for run in finished),
+        chance=overall("chance"),
+        above_chance=estimate(_contrast(run, "learned", run, "chance", stream) for run in finished),
+        learned_last=in_the_last("learned"),
+        fresh_last=in_the_last("fresh"),
         last=max((len(experiences) for experiences in last.values()), default=LAST),
         finished=len(finished),
         left_out=tuple(run for run in runs if not run.finished),
+        forgetting_counts=all(run.forgetting_counts for run in runs),
     )
 
 
-def paired_difference(runs: Sequence[Run], baseline: Sequence[Run], metric: str, stream: str) -> Estimate:
-    """How much a metric's mean over experiences differs from the baseline's, seed by seed.
+def paired_difference(
+    runs: Sequence[Run], others: Sequence[Run], metric: str, stream: str, family: int = 1
+) -> Estimate:
+    """How much a metric differs from that of another strategy, seed by seed, over the experiences that both have.
 
     Args:
         runs: The strategy's runs.
-        baseline: The baseline's runs. Seeds that did not finish in both are left out.
+        others: The other's runs. Seeds that did not finish in both are left out.
         metric: The metric.
+        stream: ``"train"`` or ``"test"``.
+        family: As for :func:`t_interval`.
+
+    Returns:
+        The first minus the second.
+    """
+    of_seed = {run.seed: run for run in others if run.finished}
+    return estimate(
+        (
+            _contrast(run, metric, of_seed[run.seed], metric, stream)
+            for run in runs
+            if run.finished and run.seed in of_seed
+        ),
+        family,
+    )
+
+
+def rank(strategies: Mapping[str, Sequence[Run]], metric: str, stream: str, higher_is_better: bool) -> Ranking:
+    """Rank strategies by paired contrasts, one of each pair, corrected for their number.
+
+    Args:
+        strategies: The runs of each.
+        metric: What to rank by.
+        stream: ``"train"`` or ``"test"``.
+        higher_is_better: The direction.
+
+    Returns:
+        The ranking.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    pairs = list(combinations(strategies, 2))
+    better = set()
+    for first, second in pairs:
+        difference = paired_difference(strategies[first], strategies[second], metric, stream, len(pairs))
+        if abs(difference.mean) >= NEGLIGIBLE and (difference.low > 0 or difference.high < 0):
+            better.add((first, second) if sign * difference.mean > 0 else (second, first))
+    means = {
+        name: estimate(mean_over_experiences(run, metric, stream) for run in runs if run.finished).mean
+        for name, runs in strategies.items()
+    }
+    ranks = {name: 1 + sum(worse == name for _, worse in better) for name in strategies}
+    order = sorted(strategies, key=lambda name: (ranks[name], -sign * means[name]))
+    return Ranking({name: ranks[name] for name in order}, frozenset(better))
+
+
+def standing(comparison: Comparison, stream: str) -> Standing:
+    """Rank the strategies of a comparison by what they learned, leaving out what cannot be ranked.
+
+    Args:
+        comparison: The comparison.
         stream: ``"train"`` or ``"test"``.
 
     Returns:
-        Strategy minus baseline.
+        Their standing.
     """
-    of_baseline = {run.seed: mean_over_experiences(run, metric, stream) for run in baseline if run.finished}
-    return estimate(
-        mean_over_experiences(run, metric, stream) - of_baseline[run.seed]
-        for run in runs
-        if run.finished and run.seed in of_baseline
-    )
+    summaries = {name: summarise(runs, stream) for name, runs in comparison.strategies.items()}
+    chances, _ = simultaneous({name: [summary.above_chance] for name, summary in summaries.items()})
+    summaries = {
+        name: replace(summary, above_chance=chances[name][0], forgetting_counts=comparison.forgetting_counts)
+        for name, summary in summaries.items()
+    }
+    measured = [name for name, summary in summaries.items() if summary.learned.n]
+    at_chance = tuple(name for name in measured if summaries[name].at_chance)
+    too_few = tuple(name for name in measured if summaries[name].learned.n < FEWEST and name not in at_chance)
+    runs = comparison.strategies
+    ranking = rank({n: runs[n] for n in measured if n not in (*at_chance, *too_few)}, "learned", stream, True)
+
+    def by_learned(names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: -summaries[name].learned.mean)
+
+    nothing = [name for name in summaries if name not in measured]
+    order = [*ranking.ranks, *by_learned(too_few), *by_learned(at_chance), *nothing]
+    return Standing(stream, {name: summaries[name] for name in order}, ranking, at_chance, too_few)
+
+
+def _contrast(first: Run, first_metric: str, second: Run, second_metric: str, stream: str) -> float:
+    """Mean difference over the experiences that have both values; NaN where there are none."""
+    ours, theirs = per_experience(first, first_metric, stream), per_experience(second, second_metric, stream)
+    return _mean(value - theirs[k] for k, value in ours.items() if k in theirs)
 
 
 def _mean(values: Iterable[float]) -> float:
     array = np.array(list(values), dtype=np.float64)
-    return float(array.mean()) if len(array) else math.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(array.mean()) if len(array) else math.nan
