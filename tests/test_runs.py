@@ -75,6 +75,7 @@ def test_every_row_keeps_the_identity_and_every_experience_has_its_rows(tmp_path
         assert [values[metric, "probe", "", k] for k in range(3)]
     for metric in ("area_under_learning_curve", "task_loss"):
         assert [values[metric, "train", "", k] for k in range(3)]
+    assert all(np.isfinite(value) for value in values.values()), "what was not reached has no row"
 
 
 @pytest.mark.parametrize("fields", SCENARIOS, ids=lambda fields: fields["scenario"])
