@@ -5,7 +5,8 @@
 
 At every experience all labels are drawn anew, so nothing learned before is of use and nothing can be said to be
 forgotten that should be kept: what a worn network lacks against a fresh one is plasticity (Lyle et al. 2024,
-arXiv:2402.18762, section 5). The numbers of steps here are ours; the paper's figures are not expected to the digit.
+arXiv:2402.18762, section 5), and what an intervention costs or gives a fresh network is its handicap. The numbers of
+steps here are ours; the paper's figures are not expected to the digit.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from plasticity_cl.experiments.spec import CompareSpec, Machine
 from plasticity_cl.report import read_runs, summary_table, write_report
 
 STRATEGIES = ("finetune", "layernorm", "l2=1e-3", "layernorm+l2=1e-3")
+SEEDS = (0, 1, 2, 3, 4)
 
 SMALL = CompareSpec(
     scenario="label-reset",
     source="digits",
     strategies=STRATEGIES,
+    seeds=SEEDS,
     n_experiences=40,
     n_samples=512,
     epochs=20,
@@ -35,6 +38,7 @@ FULL = CompareSpec(
     scenario="label-reset",
     source="cifar10",
     strategies=("finetune", "layernorm", "l2=1e-5", "layernorm+l2=1e-5"),
+    seeds=SEEDS,
     n_experiences=40,
     epochs=20,
     batch_size=128,

@@ -3,10 +3,11 @@
     python scripts/target_shift.py                  digits, minutes
 
 Regression on noise targets with mean 0, then 100, then 0 again, by networks with and without layer norm, with squared
-error and with the scale-invariant loss. After each experience it prints how well it was learned, how many directions
-the features have, and what carries the mean output: the output bias, the features' top singular direction, or the rest.
-A squared error drives nearly all of the mean through one direction (Lyle et al. 2024, arXiv:2402.18762, section 4.3),
-and the next zero-mean task is then learned worse.
+error and with the scale-invariant loss. After each experience it prints how well it was learned, beside a fresh network
+and a fresh network without interventions on the zero-mean twin, the same targets with mean 0; how many directions the
+features have; and what carries the mean output: the output bias, the features' top singular direction, or the rest. A
+squared error drives nearly all of the mean through one direction (Lyle et al. 2024, arXiv:2402.18762, section 4.3):
+that costs even a fresh network, and the next zero-mean task is then learned worse.
 """
 
 import argparse
@@ -33,12 +34,16 @@ from plasticity_cl.diagnostics import (
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
 from plasticity_cl.experiments.directory import disk_errors
-from plasticity_cl.experiments.spec import Machine, RunSpec, check
+from plasticity_cl.experiments.fresh import fresh_reference
+from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, check
 from plasticity_cl.metrics import ExperienceScore
 
 STRATEGIES = ("finetune", "layernorm", "scale-invariant=-10..110", "layernorm+scale-invariant=-10..110")
 MEANS = (0.0, 100.0, 0.0)
-COLUMNS = ("R2", "top singular share", "effective rank", "mean by bias", "mean by top direction")
+COLUMNS = (
+    *("fresh on the zero-mean twin", "fresh", "learned"),
+    *("top singular share", "effective rank", "mean by bias", "mean by top direction"),
+)
 WHEN = ("mean 0, before the shift", "mean 100, after the shift", "mean 0 again")
 COLOURS = ("#009E73", "#D55E00", "#0072B2")
 
@@ -46,8 +51,8 @@ COLOURS = ("#009E73", "#D55E00", "#0072B2")
 def main() -> None:
     """Train, print the table, write the singular values and their figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy")
-    parser.add_argument("--epochs", type=int, default=100, help="passes over each experience")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each strategy")
+    parser.add_argument("--epochs", type=int, default=75, help="passes over each experience")
     parser.add_argument("--out", type=Path, default=Path("runs/target_shift"), help="results folder")
     options = parser.parse_args()
     if options.seeds < 1:
@@ -59,7 +64,7 @@ def main() -> None:
     spectra: dict[str, list[list[np.ndarray]]] = {name: [] for name in STRATEGIES}
     jobs = [(name, seed) for name in STRATEGIES for seed in range(options.seeds)]
     for name, seed in tqdm(jobs, unit="run", disable=None):
-        of_run, of_spectra = one_run(name, seed, options.epochs)
+        of_run, of_spectra = one_run(name, seed, options.epochs, options.out / "fresh")
         values[name].append(of_run)
         spectra[name].append(of_spectra)
 
@@ -71,11 +76,14 @@ def main() -> None:
     print(f"\nvalues: {options.out / 'target_shift.csv'}, figure: {options.out / 'target_shift.png'}")
 
 
-def one_run(name: str, seed: int, epochs: int) -> tuple[list[list[float]], list[np.ndarray]]:
+def one_run(name: str, seed: int, epochs: int, cache: Path) -> tuple[list[list[float]], list[np.ndarray]]:
     """After each experience: the values of COLUMNS, and the features' singular values."""
     spec = check(RunSpec(scenario="target-shift", n_experiences=len(MEANS), strategy=name, seed=seed, epochs=epochs))
     scenario = build_scenario(spec, Machine())
-    score = ExperienceScore()
+    twin = baseline_spec(spec)
+    baseline = fresh_reference(twin, build_scenario(twin, Machine()), cache)["train"]
+    fresh = fresh_reference(spec, scenario, cache)["train"]
+    score = ExperienceScore(spec.score)
     strategy = build_strategy(spec, scenario, EvaluationPlugin(score, collect_all=False))
     inputs = scenario.train_stream[0].samples.batch(torch.arange(256))[0]
     values, spectra = [], []
@@ -88,20 +96,26 @@ def one_run(name: str, seed: int, epochs: int) -> tuple[list[list[float]], list[
         if not hasattr(strategy._criterion, "decode"):
             by_bias = output_bias_share(strategy.model, inputs)
             by_top = output_top_direction_share(strategy.model, inputs)
-        values.append([score.result(), rank.top_singular_share, rank.effective_rank, by_bias, by_top])
+        scores = [baseline[k], fresh[k], score.result()]
+        values.append([*scores, rank.top_singular_share, rank.effective_rank, by_bias, by_top])
         spectra.append(rank.singular_values.numpy())
     return values, spectra
 
 
 def print_table(means: dict[str, np.ndarray], seeds: int) -> None:
     """Means over seeds, one row a strategy and experience."""
-    print(f"digits, regression on noise: means over {seeds} seeds, after each experience")
-    print(f"{'':32} {'target':>6} {'':>6} {'top sing.':>9} {'eff.':>5} {'mean by':>7} {'mean by':>8}")
-    print(f"{'strategy':32} {'mean':>6} {'R2':>6} {'share':>9} {'rank':>5} {'bias':>7} {'top dir.':>8}")
+    print(f"digits, regression on noise: means over {seeds} seeds, after each experience; scores are bounded R2:")
+    print("of a fresh network on the zero-mean twin, of a fresh network, and of the network that goes on")
+    print(f"{'':34} {'target':>6} {'zero-mean':>9} {'':>13} {'top sing.':>9} {'eff.':>5} {'mean by':>7} {'mean by':>8}")
+    print(
+        f"{'strategy':34} {'mean':>6} {'twin':>9} {'fresh':>5} {'learned':>7} "
+        f"{'share':>9} {'rank':>5} {'bias':>7} {'top dir.':>8}"
+    )
     for name, rows in means.items():
-        for mean, (score, share, rank, by_bias, by_top) in zip(MEANS, rows, strict=True):
+        for mean, (twin, fresh, learned, share, rank, by_bias, by_top) in zip(MEANS, rows, strict=True):
             carried = "      -        -" if math.isnan(by_top) else f"{by_bias:7.2f} {by_top:8.2f}"
-            print(f"{name[:32]:32} {mean:6.0f} {score:6.2f} {share:9.2f} {rank:5.1f} {carried}")
+            scores = f"{twin:9.2f} {fresh:5.2f} {learned:7.2f}"
+            print(f"{name[:34]:34} {mean:6.0f} {scores} {share:9.2f} {rank:5.1f} {carried}")
 
 
 def write_values(path: Path, values: dict[str, list[list[list[float]]]]) -> None:

@@ -217,6 +217,29 @@ def test_a_subclass_with_its_own_way_gets_it(part):
     assert len(calls) >= 2 * 3 * 5
 
 
+@pytest.mark.parametrize("place", ["class", "instance"])
+def test_an_optimizer_with_its_own_way_to_clear_gradients_gets_it(place):
+    # This one keeps half of the last gradients, as no other way to clear them would.
+    def halve(optimizer, set_to_none=True):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(0.5)
+
+    def made(template):
+        kind = type("Halving", (torch.optim.SGD,), {"zero_grad": halve} if place == "class" else {})
+        model = network()
+        optimizer = kind(model.parameters(), lr=0.1)
+        if place == "instance":
+            optimizer.zero_grad = halve.__get__(optimizer)
+        return run(make(template, model=model, optimizer=optimizer))
+
+    model = network()
+    plain = run(make(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)))
+    assert same(made(SupervisedTemplate), made(Naive))
+    assert not same(made(SupervisedTemplate), plain)
+
+
 # --------------------------------------------------------------------------------------------------- deferred metrics
 
 

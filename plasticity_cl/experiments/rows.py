@@ -21,6 +21,9 @@ Key = tuple[str, str, str, int]
 class RowLogger(BaseLogger):  # type: ignore[misc]
     """Writes every scalar as a row of ``metrics.csv``: at once as it comes, and sorted when the run is finished.
 
+    A row's horizontal axis is the experience, as that of every :class:`Scalar` is: curves over epochs are other values,
+    and are left to TensorBoard.
+
     Args:
         path: The file.
     """
