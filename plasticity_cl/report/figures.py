@@ -141,7 +141,7 @@ def learning_figure(comparison: Comparison, standing: Standing, look: Mapping[st
         for panel, (name, runs) in zip(panels, strategies.items(), strict=True):
             if behind:
                 for other, means in learned.items():
-                    if other != name:
+                    if other != name and len(means.experiences) > 2:
                         panel.plot(means.experiences, means.mean, color=FAINT, linewidth=1, zorder=1)
             _draw_learning(panel, runs, stream, look[name], comparison.score)
             _title(panel, short[name], _subtitle(standing.summaries[name]), weight="bold")
@@ -283,7 +283,9 @@ def _draw_diagnostic(
     same = bool(others) and all(np.array_equal(first.mean, other.mean, equal_nan=True) for other in others)
     shown = [(Look(INK, "o"), first)] if same else [(look[name], line) for name, line in lines.items()]
     for turn, (how, line) in enumerate(shown):
-        _draw_line(panel, line, how, turn, shift=(turn - (len(shown) - 1) / 2) * 0.06)
+        # Markers of strategies stand side by side.
+        span = max(line.experiences.tolist(), default=0) - min(line.experiences.tolist(), default=0)
+        _draw_line(panel, line, how, turn, shift=(turn - (len(shown) - 1) / 2) * 0.03 * max(span, 1))
         for seed in line.seeds:
             known = np.flatnonzero(np.isfinite(seed))
             if len(known) and len(line.experiences) > 2:
@@ -344,7 +346,8 @@ def _draw_line(panel: Any, line: Curve, look: Look, turn: int, shift: float = 0.
 def _draw_unfinished(panel: Any, series: Iterable[Mapping[int, float]], look: Look) -> None:
     for seed in series:
         if seed:
-            panel.plot(list(seed), list(seed.values()), color=look.colour, linewidth=0.8, zorder=3)
+            line = {"linewidth": 0.8} if len(seed) > 2 else {"linestyle": "none", "marker": ".", "markersize": 4}
+            panel.plot(list(seed), list(seed.values()), color=look.colour, zorder=3, **line)
             panel.plot(*max(seed.items()), "x", color=INK, markersize=6, markeredgewidth=1.5, zorder=6)
 
 
