@@ -276,7 +276,7 @@ def _draw_diagnostic(
 ) -> bool:
     """Draw one diagnostic, once where it is the same for all strategies, and say whether it is."""
     lines = {
-        name: curve([run.diagnostic(metric, layers) for run in runs if run.finished])
+        name: _above_zero(curve([run.diagnostic(metric, layers) for run in runs if run.finished]))
         for name, runs in comparison.strategies.items()
     }
     first, *others = lines.values()
@@ -374,6 +374,13 @@ def _within(line: Curve, score: str) -> Curve:
     return Curve(line.experiences, line.mean, low, high, line.seeds)
 
 
+def _above_zero(line: Curve) -> Curve:
+    """Cut intervals at zero where no value is negative: shares, ranks and norms have no mean below it either."""
+    if (line.seeds < 0).any():
+        return line
+    return Curve(line.experiences, line.mean, np.maximum(line.low, 0), line.high, line.seeds)
+
+
 def _score_limits(comparison: Comparison, stream: str) -> tuple[float, float, bool]:
     """Choose the limits of the score's axis, and say whether they cut anything off.
 
@@ -437,8 +444,7 @@ def _scale_diagnostic(panel: Any, lines: Sequence[Curve]) -> None:
         panel.yaxis.set_major_formatter(_tick)
         panel.yaxis.set_minor_formatter(lambda *_: "")
         return
-    # What is never negative has no mean below zero either.
-    low, high = min(0.0, float(values.min() if values.min() >= 0 else ends.min())), max(0.0, float(ends.max()))
+    low, high = min(0.0, float(ends.min())), max(0.0, float(ends.max()))
     margin = 0.05 * (high - low) or 0.5
     panel.set_ylim(low - margin, high + margin)
     panel.yaxis.set_major_formatter(_tick)

@@ -281,7 +281,7 @@ def _separation_table(comparison: Comparison, there: Standing, look: Mapping[str
 def _intervals(family: int) -> str:
     """Say in a caption what the intervals of its table are."""
     if family == 0:
-        return f"Intervals need {FEWEST} seeds."
+        return f"Intervals need {FEWEST} seeds that differ."
     return f"Brackets: 95% t interval{'s' if family > 1 else ''} over seeds" + (
         f", widened so that all {family} hold together." if family > 1 else "."
     )
