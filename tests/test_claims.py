@@ -91,7 +91,7 @@ def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_
 
 
 def test_weight_consolidation_lowers_forgetting_and_raises_plasticity_loss(tmp_path):
-    finetune, ewc = "finetune", "ewc=1000000000"
+    finetune, ewc = "finetune", "ewc=1e9"
     found = results(tmp_path, scenario="class-incremental", epochs=5, strategies=(finetune, "ewc=1e9"))
     mean = {
         (name, metric): found[name, metric, "test"].mean(axis=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def run(
     score = SCORES[scenario.task]
     fresh = fresh_reference(spec, scenario, cache)
     start(directory, spec)
-    with disk_errors(directory):
+    with disk_errors(directory), contextlib.ExitStack() as stack:
         write_status(directory, "running", score)
         rows = RowLogger(directory / "metrics.csv")
         separation, *others = plasticity_metrics(reference=fresh, threshold=spec.threshold)
@@ -109,7 +110,7 @@ def run(
             others.append(
                 WildsMetric({name: scenario.classes_in(name) for name in ("test", "ood")}, scenario.n_outputs)
             )
-        tensorboard = TensorboardLogger(directory / "tensorboard")
+        tensorboard = stack.enter_context(_tensorboard(directory / "tensorboard"))
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
         evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
         strategy = build_strategy(spec, scenario, evaluator)
@@ -120,10 +121,22 @@ def run(
         except DivergedError as error:
             state, message = "diverged", str(error)
         rows.finish(separation.result())
-        tensorboard.writer.close()
+        stack.close()
         _save_snapshot(directory / "snapshot.pt", strategy)
         write_status(directory, state, score, message)
     return state
+
+
+@contextlib.contextmanager
+def _tensorboard(directory: Path) -> Iterator[TensorboardLogger]:
+    logger = TensorboardLogger(directory)
+    try:
+        yield logger
+        logger.writer.close()
+    except OSError:
+        # A writer that the disk has refused would raise again, as a traceback, when the interpreter closes it.
+        logger.writer.file_writer = logger.writer.all_writers = None
+        raise
 
 
 def _train(
