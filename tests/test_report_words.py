@@ -166,6 +166,12 @@ def test_verdicts_stand_against_the_common_reference(handicap: float, plasticity
     assert (little in words) == (handicap == 0.25)
 
 
+def test_a_small_handicap_is_no_excuse() -> None:
+    words = verdict(a_summary(-0.01, 0.0, 0.03, reference=1.0))
+    assert "handicap 0.03" in words
+    assert "little to lose" not in words
+
+
 def test_verdicts_say_how_sure_they_are() -> None:
     assert "do not settle which of the two is larger" in verdict(a_summary(0.3, 0.25, spread=0.1))
     assert "do not settle" not in verdict(a_summary(0.5, 0.1, spread=0.01))

@@ -121,8 +121,8 @@ class Summary:
 
     @property
     def handicapped(self) -> bool:
-        """Whether fresh networks of the strategy surely learn less than the common reference."""
-        return self.handicap.low > 0 and self.handicap.mean >= NEGLIGIBLE
+        """Whether fresh networks of the strategy surely learn less than the common reference, by a tenth of it."""
+        return self.handicap.low > 0 and self.handicap.mean >= max(0.1 * self.baseline.mean, NEGLIGIBLE)
 
 
 @dataclass(frozen=True)
