@@ -4,6 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
+# Says what is coming, or that there is no room for it, before half of it has been fetched.
+define ROOM_SCRIPT
+import os, shutil, sys
+free = shutil.disk_usage(".").free / 1e9
+if os.path.exists("$(BIN)/ruff"):
+    sys.exit()
+if free < 8:
+    sys.exit(f"the environment takes about 7 GB in $(abspath $(VENV)), and {free:.1f} GB are free: make room first")
+print("fetching the environment, about 7 GB in $(abspath $(VENV)): once, and some minutes", flush=True)
+endef
+export ROOM_SCRIPT
+ROOM = $(PYTHON) -c "$$ROOM_SCRIPT"
+
 .DELETE_ON_ERROR:
 .PHONY: demo test lint lock clean
 
@@ -23,6 +36,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "plasticity-cl needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	@$(ROOM) || exit 2
 ifdef UV
 	$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)
 	$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock

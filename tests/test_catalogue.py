@@ -1,12 +1,13 @@
 """The catalogue: one spelling for every combination, the right plugins for it, and an answer to every mistake."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin, ReplayPlugin
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -64,6 +65,23 @@ def test_equal_combinations_have_one_canonical_name_that_says_everything(parts, 
     assert [component.name for component in parse(text)] == [key for key in COMPONENTS if key in name_parts(name)]
 
 
+@given(st.floats(0, allow_infinity=False, allow_nan=False), st.floats(allow_infinity=False, allow_nan=False))
+@example(5e-324, -1.7976931348623157e308)
+@example(1e5, 1e-5)
+@example(1e16, 123456789012345680.0)
+def test_a_spelling_reads_back_as_the_same_number_and_no_other_is_spelt_so(strength, low):
+    (l2,) = parse(f"l2={strength!r}")
+    assert parse(str(l2)) == (l2,)
+    assert l2.value == strength
+    high = math.nextafter(low, math.inf)
+    if math.isfinite(high):
+        (loss,) = parse(f"hl-gauss={low!r}..{high!r}")
+        assert parse(str(loss)) == (loss,)
+        assert loss.value == (low, high)
+    assert len(str(l2)) <= len(f"l2={strength!r}"), "no longer than Python's own"
+    assert not set(str(l2)) & set("+ /\\:")
+
+
 def name_parts(name: str) -> set[str]:
     return {part.partition("=")[0] for part in name.split("+")}
 
@@ -74,9 +92,21 @@ def name_parts(name: str) -> set[str]:
         ("finetune", "finetune"),
         (" Finetune ", "finetune"),
         ("l2 + layernorm", "layernorm+l2=0.001"),
-        ("l2=1e-5", "l2=1e-05"),
+        ("l2=1e-5", "l2=1e-5"),
         ("ewc=1e+3+L2=0.10", "l2=0.1+ewc=1000"),
         ("ewc=1e+20", "ewc=1e20"),
+        ("ewc=1000000000", "ewc=1e9"),
+        ("ewc=0.00001234", "ewc=1.234e-5"),
+        ("ewc=10000", "ewc=10000"),
+        ("ewc=1e4", "ewc=10000"),
+        ("ewc=99999.5", "ewc=99999.5"),
+        ("ewc=100000", "ewc=1e5"),
+        ("ewc=1.5e5", "ewc=1.5e5"),
+        ("ewc=123456", "ewc=123456"),
+        ("l2=1e-4", "l2=0.0001"),
+        ("l2=1.0", "l2=1"),
+        ("replay=1e6", "replay=1e6"),
+        ("hl-gauss=-1e6..2500000", "hl-gauss=-1e6..2.5e6"),
         ("ewc=1.e+3", "ewc=1000"),
         ("replay=2e2+batchnorm", "batchnorm+replay=200"),
         ("lwf+optimizer-reset", "lwf=1+optimizer-reset"),

@@ -7,14 +7,21 @@ import weakref
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    nc_benchmark,
+    split_online_stream,
+    with_classes_timeline,
+    with_task_labels,
+)
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.models import IncrementalClassifier
+from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from avalanche.training import AGEM, EWC, Cumulative, JointTraining, LwF, Naive, Replay, SynapticIntelligence
 from avalanche.training import plugins as avalanche_plugins
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin, SupervisedPlugin
+from avalanche.training.supervised.strategy_wrappers_online import OnlineNaive
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
@@ -208,6 +215,19 @@ class DrawNoise(SupervisedPlugin):
         strategy.mbatch[0] = strategy.mb_x + 0.1 * noise
 
 
+class PullsToInitialisation(SupervisedPlugin):
+    """L2 towards the initial weights, copied when it is made."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.initial = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def before_backward(self, strategy, **_):
+        for name, p in strategy.model.named_parameters():
+            if name in self.initial and self.initial[name].shape == p.shape:
+                strategy.loss += 0.1 * (p - self.initial[name]).square().sum()
+
+
 def local_scheduler(network, optimizer):
     """A class defined in a function, whose methods hold on to the scheduler and the network around them."""
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -238,6 +258,7 @@ PLUGINS = {
     "clip": lambda m, o: ClipGradients(),
     "clip held": lambda m, o: ClipHeld(m),
     "average": lambda m, o: WatchNetwork(m),
+    "initialisation": lambda m, o: PullsToInitialisation(m),
     "noise": lambda m, o: DrawNoise(1),
     "local class": local_scheduler,
     "patched method": monkeypatched,
@@ -449,6 +470,20 @@ def test_later_fresh_networks_are_those_of_a_run_on_the_experience_alone(before,
     assert len(set(fresh)) > 1
 
 
+def test_what_was_copied_from_the_network_is_copied_from_the_fresh_one():
+    seeds = iter(range(10, 20))
+
+    def unlike():
+        torch.manual_seed(next(seeds))
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    pulls = [lambda m, o: PullsToInitialisation(m), lambda m, o: WatchNetwork(m)]
+    metrics = plasticity_metrics(reference=unlike)
+    run_all(metrics, unlike, plugins=pulls)  # the run takes the seed 10, and the copy of its strategy 11
+    seeds = iter(range(12, 20))
+    assert [alone(k, unlike, plugins=pulls) for k in range(3)] == list(metrics[0].result()["test"].fresh)
+
+
 def test_a_network_whose_experiences_are_trained_in_one_call_has_its_fresh_ones_too():
     metrics = plasticity_metrics(reference=plain)
     cl = build("naive", plain, "sgd", metrics=metrics, eval_every=0)
@@ -620,3 +655,34 @@ def test_joint_training_has_a_table_but_no_fresh_networks():
     assert list(result.learned) == list(result.final)
     assert len(result.learned) == 3
     assert not any(value != value for value in result.forgetting)
+
+
+def test_several_heads_and_online_strategies_have_fresh_networks():
+    def heads():
+        torch.manual_seed(3)
+        return MTSimpleMLP(input_size=6, hidden_size=16)
+
+    metrics = plasticity_metrics(reference=heads)
+    cl = build("naive", heads, "adam", metrics=metrics)
+    tasks = nc_benchmark(labelled(80, 1), labelled(40, 2), n_experiences=2, task_labels=True, seed=0)
+    for k, experience in enumerate(tasks.train_stream):
+        cl.train(experience, eval_streams=[])
+        cl.eval(tasks.test_stream[k : k + 1])
+    result = metrics[0].result()["test"]
+    assert result.plasticity_loss[0] == 0
+    assert not any(value != value for value in result.fresh)
+
+    metrics, model = plasticity_metrics(reference=plain), plain()
+    online = OnlineNaive(
+        model=model,
+        optimizer=optim.SGD(model.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_passes=2,
+        train_mb_size=4,
+        evaluator=EvaluationPlugin(metrics, loggers=[]),
+    )
+    for mini in split_online_stream(BENCHMARK.train_stream[:1], 10, seed=1):
+        online.train(mini, eval_streams=[])
+    online.eval(BENCHMARK.test_stream[:1])
+    assert metrics[0].result()["test"].plasticity_loss[0] == 0
+    assert same(weights(online), weights(metrics[0]._fresh_networks._fresh))

@@ -265,3 +265,52 @@ def test_norms_of_weights_whose_squares_leave_single_precision(factor: float):
         for parameter in model.parameters():
             parameter.mul_(factor)
     assert diagnostics.parameter_norm(model).total == pytest.approx(expected, rel=1e-5)
+
+
+class Labelled(nn.Module):
+    """A network that wants a task label and gives a mapping, as multi-head and Hugging Face networks do."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, task: Tensor) -> dict[str, Tensor]:
+        assert task.shape == (len(x),)
+        return {"logits": self.body(x), "hidden": x}
+
+
+OF_OUTPUTS = sorted(set(LOOKS) - RUNS_NO_NETWORK)
+
+
+@pytest.mark.parametrize("mode", ["gradients", "inference"])
+@pytest.mark.parametrize("name", OF_OUTPUTS)
+@pytest.mark.filterwarnings("ignore:empirical_ntk has no rule")
+def test_forward_hooks_of_the_network_are_honoured(name: str, mode: str):
+    for body in ("mlp", "without rule"):
+        plain, hooked = situation(body, "outside"), situation(body, "outside")
+        hooks = []
+        for which in ("model", "fresh"):
+            network = Labelled(getattr(hooked, which))
+            hooks.append(network.register_forward_pre_hook(lambda module, args: (args[0], torch.zeros(len(args[0])))))
+            hooks.append(network.register_forward_hook(lambda module, args, output: output["logits"]))
+            setattr(hooked, which, network)
+        with MODES[mode]():
+            found = numbers(LOOKS[name](hooked))
+        assert found == pytest.approx(numbers(LOOKS[name](plain)), rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", OF_OUTPUTS)
+def test_what_is_no_tensor_is_named(name: str):
+    looked_at = situation("mlp", "outside")
+    for network in (looked_at.model, looked_at.fresh):
+        network.register_forward_hook(lambda module, args, output: {"logits": output})
+    if name.split()[0] in (
+        "unit_statistics",
+        "penultimate_features",
+        "output_bias_share",
+        "output_top_direction_share",
+    ):
+        LOOKS[name](looked_at)  # these do not look at the output
+    else:
+        with pytest.raises(UserError, match="dict"):
+            LOOKS[name](looked_at)

@@ -757,6 +757,12 @@ PER_SAMPLE = {
 }
 
 
+def test_probabilities_stay_probabilities() -> None:
+    model, x = nn.Sequential(mlp(5, 7, 4), nn.Sigmoid()).double(), torch.randn(6, 5, dtype=torch.float64)
+    expected = empirical_ntk(model, x, "loss", SOFT, lambda o, t: nn.BCELoss(reduction="none")(o, t).mean(1))
+    torch.testing.assert_close(empirical_ntk(model, x, "loss", SOFT, nn.BCELoss()), expected)
+
+
 @pytest.mark.parametrize("name", PER_SAMPLE)
 def test_other_criteria_have_their_losses_of_samples(name: str) -> None:
     model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
@@ -775,9 +781,12 @@ COUPLED = {
 }
 
 
+@pytest.mark.parametrize("small_outputs", [False, True])
 @pytest.mark.parametrize("name", COUPLED)
-def test_a_loss_without_a_form_by_samples_is_refused(name: str) -> None:
+def test_a_loss_without_a_form_by_samples_is_refused(name: str, small_outputs: bool) -> None:
     model, x = mlp(5, 7, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    if small_outputs:
+        nn.init.constant_(model[-1].weight, 1e-3)
     with pytest.raises(UserError, match="neither a mean nor a sum"):
         empirical_ntk(model, x, "loss", LABELS, COUPLED[name])
 

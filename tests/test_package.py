@@ -1,5 +1,6 @@
 """What is packed: one version everywhere, everything that the tests need, and nothing of them in what is installed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -71,3 +72,21 @@ def test_the_wheel_has_the_package_alone_with_scenarios_and_strategies_as_real_f
             assert path.relative_to(ROOT).as_posix() in names
     assert "plasticity_cl/py.typed" in names
     assert not [name for name in names if "test" in name]
+
+
+def test_make_says_how_much_it_will_fetch_before_it_does(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    fetch = tmp_path / "tools" / "uv"
+    fetch.parent.mkdir()
+    fetch.write_text("#!/bin/sh\necho fetched\nexit 3\n")
+    fetch.chmod(0o755)
+    path = os.pathsep.join([str(fetch.parent), os.environ["PATH"]])
+    made = subprocess.run(
+        ["make", "-s", "demo"], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert made.returncode == 2
+    assert made.stdout.splitlines() == [
+        f"fetching the environment, about 7 GB in {tmp_path / '.venv'}: once, and some minutes",
+        "fetched",
+    ]

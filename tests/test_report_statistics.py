@@ -100,6 +100,8 @@ def test_only_the_intervals_that_are_there_make_the_others_wider() -> None:
     assert table["a"][0] == three
     assert [cell.n for cell in (*table["a"], *table["b"])] == [3, 1, 0, 2]
     assert simultaneous({"a": [estimate([0.5])]})[1] == 0
+    # What is zero by definition makes nothing wider.
+    assert simultaneous({"a": [three, estimate([0.0] * 3)]}) == ({"a": [three, estimate([0.0] * 3)]}, 1)
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.25, 0.75], [0.25, 0.75, math.nan], [math.inf, -math.inf, math.nan]])

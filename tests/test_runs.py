@@ -2,25 +2,36 @@
 
 import csv
 import dataclasses
+import errno
 import json
-import multiprocessing
+import math
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from avalanche.evaluation.metrics import Accuracy
 from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
 
+import plasticity_cl
+from plasticity_cl.cli import main
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
-from plasticity_cl.experiments.compare import plan, run_all
-from plasticity_cl.experiments.directory import check_out, finished_state, run_directory
+from plasticity_cl.experiments.compare import compare, plan, problems, run_all
+from plasticity_cl.experiments.directory import (
+    check_out,
+    disk_errors,
+    finished_state,
+    locked,
+    run_directory,
+    write_status,
+)
 from plasticity_cl.experiments.fresh import _key
 from plasticity_cl.experiments.run import run
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, baseline_spec, check, fresh_spec, read_toml
@@ -75,6 +86,7 @@ def test_every_row_keeps_the_identity_and_every_experience_has_its_rows(tmp_path
         assert [values[metric, "probe", "", k] for k in range(3)]
     for metric in ("area_under_learning_curve", "task_loss"):
         assert [values[metric, "train", "", k] for k in range(3)]
+    assert all(np.isfinite(value) for value in values.values()), "what was not reached has no row"
 
 
 @pytest.mark.parametrize("fields", SCENARIOS, ids=lambda fields: fields["scenario"])
@@ -327,11 +339,98 @@ def test_finished_runs_are_not_done_again_and_unfinished_ones_are(tmp_path):
     stamp = (directory / "metrics.csv").stat().st_mtime_ns
     assert do(tmp_path, s) == {directory: "done"}
     assert (directory / "metrics.csv").stat().st_mtime_ns == stamp
-    (directory / "status.json").write_text(json.dumps({"state": "running", "message": "", "score": "accuracy"}))
-    (directory / "leftover").write_text("")
+    before = sorted(path.relative_to(directory) for path in directory.rglob("*"))
+    write_status(directory, "running", "accuracy")
+    (directory / "notes.txt").write_text("mine")
+    (directory / "pictures" / "mine.jpg").write_text("mine")
+    (directory / ".spec.json.1").write_text("{ half a fi")
+    (directory / "error.txt").write_text("of an earlier try")
     do(tmp_path, s)
     assert (directory / "metrics.csv").stat().st_mtime_ns != stamp
-    assert not (directory / "leftover").exists()
+    after = {path.relative_to(directory) for path in directory.rglob("*")}
+    mine = {Path("notes.txt"), Path("pictures/mine.jpg")}
+    events = {path for path in before if "tfevents" in path.name}
+    assert mine <= after, "what is not ours is kept"
+    assert after - mine - {path for path in after if "tfevents" in path.name} == {*before} - events
+    assert len([path for path in after if "tfevents" in path.name]) == len(events) == 1
+
+
+def files(folder):
+    """Every file below a folder, with its bytes."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+FOREIGN = {
+    "of version 0.1.0": lambda d, s: write_run(d, s, version=None),
+    "of version 0.1.0, unfinished": lambda d, s: write_run(d, s, version=None, state="running"),
+    "of another version": lambda d, s: write_run(d, s, version="9.9.9"),
+    "with a field less": lambda d, s: write_run(d, {k: v for k, v in s.items() if k != "lr"}),
+    "with a field more": lambda d, s: write_run(d, s | {"momentum": 0.9}),
+    "with another value": lambda d, s: write_run(d, s | {"lr": 0.5}),
+    "that is no JSON": lambda d, s: write_run(d, s) or (d / "spec.json").write_text("{"),
+    "that is a list": lambda d, s: write_run(d, s) or (d / "spec.json").write_text("[]"),
+    "without a spec": lambda d, s: write_run(d, s) or (d / "spec.json").unlink(),
+    "of somebody else": lambda d, s: d.mkdir(parents=True) or (d / "thesis.tex").write_text("mine"),
+}
+
+
+def write_run(directory, saved, version=plasticity_cl.__version__, state="done"):
+    directory.mkdir(parents=True)
+    status = {"state": state, "message": "", "score": "accuracy"} | ({"version": version} if version else {})
+    (directory / "spec.json").write_text(json.dumps(saved))
+    (directory / "status.json").write_text(json.dumps(status))
+    (directory / "metrics.csv").write_text("precious")
+    (directory / "snapshot.pt").write_text("precious")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_run_directory_that_is_not_understood_is_refused_and_never_touched(tmp_path, kind):
+    s = spec()
+    directory = run_directory(tmp_path, s)
+    FOREIGN[kind](directory, dataclasses.asdict(s))
+    before = files(tmp_path)
+    for refused in (
+        lambda: run(s, directory, tmp_path.parent / "fresh"),
+        lambda: compare([s], tmp_path, Machine(jobs=1)),
+        lambda: do(tmp_path, s),
+    ):
+        with pytest.raises(UserError, match="choose another --out, or move it away") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+        assert files(tmp_path) == before
+    if "0.1.0" in kind:
+        assert "holds results of an earlier version" in str(caught.value)
+
+
+def test_a_finished_run_is_not_run_over(tmp_path):
+    s = spec()
+    write_run(tmp_path / "run", dataclasses.asdict(s))
+    with pytest.raises(UserError, match="holds a finished run"):
+        run(s, tmp_path / "run", tmp_path / "fresh")
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
+
+
+def test_a_directory_that_another_command_works_in_is_left_alone(tmp_path):
+    s, other = (spec(strategy=name, n_experiences=1, diagnostics="none") for name in ("finetune", "l2"))
+    directory = run_directory(tmp_path, s)
+    write_run(directory, dataclasses.asdict(s), state="running")
+    before = files(directory)
+    with locked(directory):
+        states = do(tmp_path, s, other)
+        assert states[run_directory(tmp_path, other)] == "done"
+        assert states[directory].startswith(f"failed: another command works in {directory}")
+        assert files(directory) == before
+    assert set(do(tmp_path, s, other).values()) == {"done"}
+
+
+def test_results_under_another_spelling_are_refused_and_not_made_anew_beside(tmp_path):
+    s = spec(strategy="ewc=1e9")
+    old = dataclasses.asdict(s) | {"strategy": "ewc=1000000000"}
+    write_run(tmp_path / old["strategy"] / "seed0", old, version=None)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="holds results of an earlier version"):
+        compare([s], tmp_path, Machine(jobs=1))
+    assert files(tmp_path) == before
 
 
 def test_a_loss_that_becomes_nan_marks_the_run_and_lets_the_others_go_on(tmp_path):
@@ -340,6 +439,8 @@ def test_a_loss_that_becomes_nan_marks_the_run_and_lets_the_others_go_on(tmp_pat
     )
     runs = {tmp_path / "wild" / "r": wild, tmp_path / "tame" / "r": tame}
     states = run_all(runs, tmp_path / "fresh", Machine(jobs=1))
+    (line,) = problems(states)
+    assert line.startswith(f"{tmp_path / 'wild' / 'r'} diverged: the loss became")
     assert states == {tmp_path / "wild" / "r": "diverged", tmp_path / "tame" / "r": "done"}
     status = json.loads((tmp_path / "wild" / "r" / "status.json").read_text())
     assert status["message"].startswith("the loss became")
@@ -350,21 +451,115 @@ def test_a_loss_that_becomes_nan_marks_the_run_and_lets_the_others_go_on(tmp_pat
     assert finished_state(tmp_path / "wild" / "r", wild) == "diverged"
 
 
-def test_a_mistake_of_ours_is_written_down_and_stops_no_other_run(tmp_path, monkeypatch):
+class NothingIsAsItSeems(nn.Module):
+    """Outputs that are NaN in evaluation, with a finite loss in training, as statistics of a normalisation have it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) if self.training else self.model(x) * math.nan
+
+
+def test_outputs_that_become_nan_under_a_finite_loss_mark_the_run(tmp_path, monkeypatch):
+    import plasticity_cl.experiments.build as module
+
+    network = module._network
+    monkeypatch.setattr(module, "_network", lambda *of: NothingIsAsItSeems(network(*of)))
+    s = spec(diagnostics="none")
+    assert do(tmp_path, s) == {run_directory(tmp_path, s): "diverged"}
+    assert "outputs became nan" in problems(do(tmp_path, s))[0]
+
+
+def test_diverged_runs_end_a_command_with_1_and_a_line_a_strategy(tmp_path, capsys):
+    arguments = ["compare", "--n-experiences", "2", "--n-samples", "64", "--epochs", "1", "--width", "8"]
+    arguments += [
+        "--lr",
+        "1e10",
+        "--strategies",
+        "finetune",
+        "l2",
+        "--seeds",
+        "0",
+        "1",
+        "--diagnostics",
+        "none",
+        "--jobs",
+        "1",
+    ]
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "runs done" not in line]
+    assert [line.partition(" diverged: the loss became")[0] for line in lines] == [
+        f"plasticity-cl: {tmp_path / name} (seed0, seed1)" for name in ("finetune", "l2=0.001")
+    ]
+    assert (tmp_path / "report.html").exists()
+    assert main([*arguments, "--out", str(tmp_path)]) == 1, "and the next time, too"
+
+
+ERRORS = [
+    ZeroDivisionError("one over nothing"),
+    ValueError("two\nlines"),
+    FileNotFoundError(2, "No such file or directory", "/data/image.png"),
+    PermissionError(13, "Permission denied", "/data/image.png"),
+    OSError("a loader's own"),
+    OSError(28, "No space left on device"),
+    MemoryError(),
+    SystemExit(3),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_an_error_in_training_is_written_down_in_a_line_and_stops_no_other_run(tmp_path, monkeypatch, error):
     import plasticity_cl.experiments.run as module
 
     true_train = module._train
 
     def broken(s, *rest):
         if s.strategy.startswith("l2"):
-            raise ZeroDivisionError("one over nothing")
+            raise error
         return true_train(s, *rest)
 
     monkeypatch.setattr(module, "_train", broken)
-    specs = [spec(strategy=name) for name in ("l2", "finetune")]
+    specs = [spec(strategy=name, n_experiences=1, diagnostics="none") for name in ("l2", "finetune")]
     states = do(tmp_path, *specs)
-    assert list(states.values()) == ["failed: ZeroDivisionError: one over nothing", "done"]
-    assert "in broken" in (run_directory(tmp_path, specs[0]) / "error.txt").read_text()
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    assert list(states.values()) == [f"failed: {said}", "done"]
+    failed = run_directory(tmp_path, specs[0])
+    assert "in broken" in (failed / "error.txt").read_text()
+    assert json.loads((failed / "status.json").read_text())["message"] == said
+    assert json.loads((failed / "spec.json").read_text()) == dataclasses.asdict(specs[0])
+    assert problems(states) == [f"{failed} failed: {said}; see {failed / 'error.txt'}"]
+    monkeypatch.undo()
+    assert list(do(tmp_path, *specs).values()) == ["done", "done"], "a failed run is done again"
+    assert not (failed / "error.txt").exists()
+
+
+def test_a_last_batch_of_one_sample_fails_what_has_batch_norm_and_says_what_to_do(tmp_path):
+    specs = [
+        spec(strategy=name, seed=seed, n_samples=97, n_experiences=1, diagnostics="none")
+        for name in ("batchnorm", "finetune")
+        for seed in (0, 1)
+    ]
+    states = do(tmp_path, *specs, jobs=2)
+    assert [state.partition(":")[0] for state in states.values()] == ["failed", "failed", "done", "done"]
+    (line,) = problems(states)
+    assert "(seed0, seed1) failed: the last batch of an experience has one sample" in line
+    assert "choose another batch_size or n_samples" in line
+
+
+def test_a_mistake_that_concerns_one_strategy_stops_no_other(tmp_path):
+    specs = [spec(strategy=name, n_experiences=1, diagnostics="none") for name in ("scale-invariant", "finetune")]
+    states = do(tmp_path, *specs)
+    assert [state.partition(":")[0] for state in states.values()] == ["failed", "done"]
+    assert "is for regression" in problems(states)[0]
+    assert not (run_directory(tmp_path, specs[0]) / "error.txt").exists(), "a mistake of the user's needs no traceback"
+
+
+def test_a_mistake_that_concerns_all_is_said_once(tmp_path):
+    with pytest.raises(UserError, match="n_samples is 5000"):
+        do(tmp_path, *(spec(strategy=name, n_samples=5000) for name in ("finetune", "l2", "ewc")))
+    assert not list(tmp_path.rglob("spec.json"))
 
 
 def test_a_killed_comparison_is_continued(tmp_path):
@@ -387,26 +582,45 @@ def test_a_killed_comparison_is_continued(tmp_path):
     assert states == ["done"] * 4
 
 
-def test_a_killed_worker_takes_no_other_run_with_it(tmp_path):
-    specs = [spec(strategy=name, epochs=200, n_experiences=20) for name in ("finetune", "l2", "layernorm")]
-    killed = []
-
-    def kill_a_worker_in_mid_run():
-        while not list(tmp_path.rglob("status.json")):
-            time.sleep(0.05)
-        worker = multiprocessing.active_children()[0]
-        worker.kill()
-        killed.append(worker.pid)
-
-    killer = threading.Thread(target=kill_a_worker_in_mid_run)
-    killer.start()
-    states = do(tmp_path, *specs, jobs=2)
-    killer.join()
-    assert killed
-    assert list(states.values()) == ["done"] * 3
-    alone = tmp_path / "alone"
-    do(alone, specs[0])
-    first, second = (run_directory(out, specs[0]) / "metrics.csv" for out in (tmp_path, alone))
+@pytest.mark.parametrize("given", ["file", "stdin"])
+def test_a_comparison_in_a_plain_script_survives_a_killed_worker_with_the_same_bytes(tmp_path, given):
+    """No main guard, and one of the workers is killed as soon as there are two."""
+    script = (
+        "from pathlib import Path\n"
+        "from plasticity_cl.experiments.compare import compare\n"
+        "from plasticity_cl.experiments.spec import CompareSpec, Machine\n"
+        "print('begun', flush=True)\n"
+        f"fields = {SMALL | {'epochs': 40, 'diagnostics': 'none'}}\n"
+        "spec = CompareSpec(strategies=('finetune', 'l2'), seeds=(0,), **fields)\n"
+        f"print(sorted(compare(spec.runs(), Path({str(tmp_path / 'many')!r}), Machine(jobs=2)).values()))\n"
+    )
+    (tmp_path / "mine.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "mine.py") if given == "file" else "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if given == "stdin":
+        process.stdin.write(script)
+    process.stdin.close()
+    process.stdin = None
+    for _ in range(6000):
+        if process.poll() is not None or list(tmp_path.rglob("status.json")):
+            break
+        time.sleep(0.02)
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    (server,) = (pid for pid, parent in pairs if parent == process.pid)
+    os.kill(next(pid for pid, parent in pairs if parent == server), signal.SIGKILL)
+    shown, said = process.communicate(timeout=300)
+    assert shown == "begun\n['done', 'done']\n"
+    lines = [line for line in said.splitlines() if "runs done" not in line]
+    assert lines in ([], ["a worker process was killed by SIGKILL (out of memory?): its run is done again"])
+    s = spec(epochs=40, diagnostics="none")
+    do(tmp_path / "one", s)
+    first, second = (run_directory(tmp_path / name, s) / "metrics.csv" for name in ("many", "one"))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -427,8 +641,54 @@ def test_out_with_other_results_is_refused(tmp_path):
 def test_a_disk_that_refuses_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file"):
-        run(spec(), blocked / "run", tmp_path / "fresh")
+    for directory, cache in ((blocked / "run", tmp_path / "fresh"), (tmp_path / "run", blocked / "fresh")):
+        with pytest.raises(UserError, match="cannot write to .*file"):
+            run(spec(n_experiences=1, diagnostics="none"), directory, cache)
+
+
+REFUSALS = [
+    (OSError(errno.ENOENT, "gone", "{}/metrics.csv"), True),
+    (OSError(errno.EACCES, "not allowed", "{}/tensorboard/events"), True),
+    (OSError(errno.EACCES, "not allowed", "{}/.."), True),
+    (OSError(errno.EDQUOT, "quota exceeded"), True),
+    (OSError(errno.ENOENT, "gone", "/data/image.png"), False),
+    (OSError(errno.EACCES, "not allowed", "{}-data/image.png"), False),
+    (OSError(errno.ECONNRESET, "connection reset"), False),
+    (OSError("a word"), False),
+    (BrokenPipeError(errno.EPIPE, "broken pipe"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "is_ours"), REFUSALS, ids=repr)
+def test_only_what_is_refused_in_the_run_directory_is_an_error_of_writing(tmp_path, error, is_ours):
+    folder = tmp_path / "run"
+    if error.filename is not None:
+        error = OSError(error.errno, error.strerror, os.path.normpath(error.filename.format(folder)))
+    with pytest.raises(UserError if is_ours else OSError) as caught, disk_errors(folder):
+        raise error
+    if is_ours:
+        assert str(caught.value) == f"cannot write to {folder}: {error.strerror}"
+    else:
+        assert caught.value is error
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    """The size of files is limited, which refuses to write as a full disk does: without a name."""
+    script = (
+        "import resource, signal, sys\n"
+        "from plasticity_cl.cli import main\n"
+        "import plasticity_cl.experiments.run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"sys.exit(main(['run', '--n-samples', '96', '--n-experiences', '1', '--epochs', '1', '--jobs', '1', '--out', "
+        f"{str(tmp_path / 'out')!r}]))\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    lines = [line for line in finished.stderr.splitlines() if "runs done" not in line]
+    assert (finished.returncode, lines) == (
+        2,
+        [f"plasticity-cl: cannot write to {tmp_path / 'out' / 'finetune' / 'seed0'}: File too large"],
+    )
 
 
 def test_snapshots_load_safely_and_are_the_final_network(tmp_path):

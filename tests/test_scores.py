@@ -17,7 +17,7 @@ from torch import nn
 from plasticity_cl.errors import UserError
 from plasticity_cl.losses import TwoHotLoss
 from plasticity_cl.metrics import R2, Accuracy, BoundedR2
-from plasticity_cl.metrics.scores import logits_of, predictions_of, score_for
+from plasticity_cl.metrics.scores import logits_of, predictor_for, score_for
 
 SEEDED = torch.Generator().manual_seed(0)
 
@@ -163,16 +163,16 @@ def test_integers_as_numbers_and_decoded_outputs():
     as_numbers = Wrapped(nn.MSELoss(), of_target=lambda target: target.float())
     assert type(score_for(draw(5, 1), counts, as_numbers)) is BoundedR2
     criterion = TwoHotLoss(-5, 5, 11)
-    assert type(score_for(predictions_of(draw(5, 11), criterion), draw(5), criterion)) is BoundedR2
+    assert type(score_for(predictor_for(criterion)(draw(5, 11)), draw(5), criterion)) is BoundedR2
     logs = draw(5, 1)
     for poisson in (nn.PoissonNLLLoss(), F.poisson_nll_loss, functools.partial(F.poisson_nll_loss, full=True)):
-        assert torch.equal(predictions_of(logs, poisson), logs.exp())
+        assert torch.equal(predictor_for(poisson)(logs), logs.exp())
     for plain in (
         nn.PoissonNLLLoss(log_input=False),
         functools.partial(F.poisson_nll_loss, log_input=False),
         nn.MSELoss(),
     ):
-        assert torch.equal(predictions_of(logs, plain), logs)
+        assert torch.equal(predictor_for(plain)(logs), logs)
 
 
 UNDEFINED = {

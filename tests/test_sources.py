@@ -22,7 +22,8 @@ from torchvision import datasets
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
-from plasticity_cl.scenarios.files import DATA_VARIABLE, SOURCES
+from plasticity_cl.scenarios import sources
+from plasticity_cl.scenarios.files import DATA_VARIABLE, FILES, SOURCES
 from plasticity_cl.scenarios.sources import Source, load_source
 
 PUBLISHED = ("mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "svhn")
@@ -444,3 +445,9 @@ def test_a_source_refuses_parts_that_do_not_fit() -> None:
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(digits, **change)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_files_that_are_looked_for_are_those_that_torchvision_reads(name: str) -> None:
+    reader = sources._PUBLISHED[name].reader
+    assert set(FILES[name]) == {*sources._files(reader, "train"), *sources._files(reader, "test")}

@@ -165,6 +165,28 @@ def test_layer_norm_can_be_inserted_beside_the_batch_norm(tmp_path):
     assert strategy.model.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 4)
 
 
+def test_outputs_that_do_not_fit_end_no_evaluation_and_leave_no_old_score():
+    def batch(target):
+        return types.SimpleNamespace(
+            experience=types.SimpleNamespace(
+                origin_stream=types.SimpleNamespace(name="test", benchmark=None), current_experience=0
+            ),
+            device="cpu",
+            mb_output={"logits": torch.eye(3)},
+            mb_y=target,
+        )
+
+    metric = WildsMetric({"test": torch.arange(3)}, 3)
+    metric.before_eval(batch(None))
+    metric.before_eval_exp(batch(None))
+    metric.after_eval_iteration(batch(torch.tensor([0, 1, 1])))
+    assert int(metric._confusion.diagonal().sum()) == 2
+    with pytest.warns(UserWarning, match="WildsMetric: no value .after_eval_iteration.: "):
+        metric.after_eval_iteration(batch(torch.tensor([0, 1, 9])))
+    assert metric.after_eval_exp(batch(None)) == []
+    assert metric.result() == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

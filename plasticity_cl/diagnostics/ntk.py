@@ -178,9 +178,13 @@ def _loss_gradients(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         raise UserError("the loss or its gradient is not finite: look at the targets, and at what the loss ignores")
     if n == 1 or not whole.any():
         return whole
-    # Others' outputs in half of the rows must leave the gradients of the other half alone.
-    moved = (torch.randperm(n, generator=generator("samples of the loss", n)) < n // 2).to(outputs.device)
-    others = torch.where(moved.reshape(-1, *[1] * (outputs.dim() - 1)), outputs.roll(1, 0) / 2, outputs)
+    # Other outputs in half of the rows must leave the gradients of the other half alone. Probabilities stay such.
+    rng = generator("samples of the loss", n)
+    moved = (torch.randperm(n, generator=rng) < n // 2).to(outputs.device)
+    noise = torch.randn(outputs.shape, generator=rng).to(outputs)
+    probabilities = bool((outputs >= 0).all() and (outputs <= 1).all())
+    changed = 1 - outputs if probabilities else outputs + 3 * noise
+    others = torch.where(moved.reshape(-1, *[1] * (outputs.dim() - 1)), changed, outputs)
     separate = _alike(gradients(others, targets)[1][~moved], whole[~moved], whole)
     if separate and values.numel() == 1:
         try:

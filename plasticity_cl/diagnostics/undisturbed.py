@@ -37,19 +37,29 @@ def undisturbed(model: nn.Module, differentiable: bool = False) -> Iterator[nn.M
     with outside_of_modes():
         network = ordinary(model, single_precision=differentiable)
         modes = [(module, module.training) for module in network.modules()]
-        gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+        parameters = [p for module, _ in modes for p in module._parameters.values() if p is not None]
+        gradients = [(parameter, parameter.grad) for parameter in parameters]
         with preserve_rng():
             try:
                 for module, _ in modes:
-                    module.training = False
+                    _set_mode(module, False)
                 for parameter, _ in gradients:
                     parameter.grad = None
                 yield network
             finally:
                 for module, mode in modes:
-                    module.training = mode
+                    _set_mode(module, mode)
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Set the flag of one module, past nn.Module.__setattr__, which takes long for so little."""
+    attributes = vars(module)
+    if "training" in attributes:
+        attributes["training"] = training
+    else:
+        module.training = training
 
 
 @contextmanager
@@ -76,10 +86,11 @@ def ordinary(module: nn.Module, single_precision: bool) -> nn.Module:
     Raises:
         UserError: If a copy is needed and the module cannot be copied.
     """
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-    made_in_inference = any(tensor.is_inference() for tensor in tensors)
+    # By hand: parameters() and buffers() would take more time than the rest of a look at a small network.
+    owned = [held for part in module.modules() for held in (part._parameters, part._buffers)]
+    tensors = [tensor for held in owned for tensor in held.values() if tensor is not None]
     half = single_precision and any(tensor.dtype in _HALF for tensor in tensors)
-    if not (made_in_inference or half):
+    if not (half or any(tensor.is_inference() for tensor in tensors)):
         return module
     copied = copied_module(module)
     return copied.float() if half else copied

@@ -8,6 +8,7 @@ batch.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -18,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.activations import Nonlinearity, visit_nonlinearities
-from plasticity_cl.diagnostics.undisturbed import outside_of_modes
+from plasticity_cl.diagnostics.activations import visit_nonlinearities
+from plasticity_cl.diagnostics.following import Nonlinearity
 from plasticity_cl.errors import UserError
 
 _Array: TypeAlias = NDArray[np.float64]
@@ -312,7 +313,8 @@ def unit_statistics(
     and leaves the model as it was. Counts are exact. Moments are taken block by block, centred where |mu| / sigma is
     large, and joined in float64 by the parallel algorithm of Chan et al. (1979).
 
-    Not seen: what a fused kernel or a custom autograd function computes (recurrent layers, ``F.glu``, softmax).
+    Elementwise functions of preactivations count in whatever way they are written: ``clamp``, ``where``, ``sin``, a
+    product, a formula. One warning names what could not be looked into, such as recurrent kernels.
 
     Args:
         model: Any network in plain PyTorch.
@@ -327,11 +329,12 @@ def unit_statistics(
 
     Raises:
         UserError: If preactivations are NaN or infinite, the batch is empty, the model is TorchScript, or the reference
-            is of another network.
+            has no layer in common with the network. Layers of another size than in the reference have no shift, and a
+            warning names them.
     """
     collector = _Collector()
     visit_nonlinearities(model, inputs, collector.visit)
-    with outside_of_modes():
+    with torch.inference_mode(False):
         moments = reference.moments if isinstance(reference, UnitStatistics) else reference
         return _statistics(collector.layers, moments, tau, threshold, eps)
 
@@ -365,7 +368,9 @@ class _Collector:
         self._buffer = torch.empty(0)
 
     def visit(self, call: Nonlinearity) -> None:
-        """Add a layer."""
+        """Add a layer, in place of those that are parts of it."""
+        if call.replaces:
+            self.layers = [layer for layer in self.layers if layer.name not in call.replaces]
         matrix, dim = _as_matrix(call.preactivations, call.unit_axis)
         reduce = self._reduce_hinge if call.name in _HINGES else self._reduce_smooth
         rows = max(1, _BLOCK // matrix.shape[1])
@@ -411,8 +416,9 @@ class _Collector:
         buffer = self._like(block)
         with torch.enable_grad():
             z = block.detach().requires_grad_()
-            h = call.apply(z.clone())
-            (derivative,) = torch.autograd.grad(h, z, buffer.fill_(1))
+            h = call.apply(z.clone()).to(z.dtype)
+            # A step has no derivative, which is to say that it is zero.
+            (derivative,) = torch.autograd.grad(h, z, buffer.fill_(1)) if h.requires_grad else (torch.zeros_like(z),)
         h = h.detach()
         positives = torch.clamp_min(block, 0, out=buffer).sign_().sum(dim)
         magnitude = torch.abs(h, out=buffer).sum(dim)
@@ -567,6 +573,7 @@ def _statistics(
         location, log_scale, distance = _shift(mean, std, mean0, std0)
         columns |= dict(zip(_SHIFTS, (np.abs(location), log_scale, distance), strict=True))
         columns["initial_entropy"] = _entropy(positive0)
+        columns["entropy_now"] = np.where(np.isnan(positive0), math.nan, columns["sign_entropy"])
     table = np.array([*columns.values()], dtype=np.float64)
     entries = np.ones((len(columns), len(layers)))
     entries[list(columns).index("activation_sparsity")] = [layer.samples for layer in layers]
@@ -575,8 +582,8 @@ def _statistics(
         first = list(columns).index(_SHIFTS[0])
         shifts = table[first : first + len(_SHIFTS)]
         for summary, part in zip(summaries, [*parts, slice(None)], strict=True):
-            entropy0 = summary.pop("initial_entropy")
-            summary["sign_entropy_ratio"] = summary["sign_entropy"] / entropy0 if entropy0 else math.nan
+            entropy0, entropy = summary.pop("initial_entropy"), summary.pop("entropy_now")
+            summary["sign_entropy_ratio"] = entropy / entropy0 if entropy0 else math.nan
             for name, percentile in zip(_SHIFTS, _percentiles(shifts[:, part]), strict=True):
                 summary[f"{name}_p95"] = percentile
     moments = torch.from_numpy(np.array([mean, std, positive, magnitude]))
@@ -596,12 +603,28 @@ def _statistics(
 
 
 def _reference_moments(reference: Mapping[str, Tensor], sizes: dict[str, int]) -> _Array:
-    """Join the reference's layers in the order of the network's: mean, standard deviation and P(z > 0), [3, units]."""
-    if sizes != {name: moments.shape[-1] for name, moments in reference.items()}:
+    """Join the reference's layers in the order of the network's: mean, standard deviation and P(z > 0), [3, units].
+
+    Layers that it has not, or with another number of units, have NaN there, and so nothing to be compared with: of a
+    layer that grew nobody knows which units are the old ones.
+    """
+    known = {name for name, units in sizes.items() if name in reference and reference[name].shape == (3, units)}
+    if sizes and not sizes.keys() & reference.keys():
         raise UserError(
             "the reference has other layers or units than the network; take it from the same network at initialisation"
         )
-    return np.concatenate([reference[name].numpy() for name in sizes], axis=1)
+    if any(not reference[name].isfinite().all() for name in known):
+        raise UserError("the moments of the reference hold NaN or infinities; take them from a network that is finite")
+    left_out = [name for name in sizes if name not in known]
+    if left_out:
+        warnings.warn(
+            f"no shift for layers of another size than in the reference, or not in it: {', '.join(left_out)}",
+            stacklevel=4,
+        )
+    return np.concatenate(
+        [reference[name].numpy() if name in known else np.full((3, units), math.nan) for name, units in sizes.items()],
+        axis=1,
+    )
 
 
 def _shift(mean: _Array, std: _Array, mean0: _Array, std0: _Array) -> tuple[_Array, _Array, _Array]:

@@ -15,6 +15,7 @@ from plasticity_cl.experiments.directory import (
     disk_errors,
     diverged_because,
     finished_state,
+    locked,
     run_directory,
     write_failure,
 )
@@ -67,10 +68,13 @@ class _Job:
         try:
             from plasticity_cl.experiments.run import compute_fresh, run
 
-            if self.directory is not None:
-                return _Outcome(run(self.spec, self.directory, self.cache, self.machine, tick))
-            compute_fresh(self.spec, self.cache, self.machine, tick)
-            return _Outcome("done")
+            if self.directory is None:
+                compute_fresh(self.spec, self.cache, self.machine, tick)
+                return _Outcome("done")
+            with locked(self.directory):
+                # Another command may have done it since.
+                state = finished_state(self.directory, self.spec)
+                return _Outcome(state or run(self.spec, self.directory, self.cache, self.machine, tick))
         except UserError as error:
             return _Outcome(f"failed: {error}")
         except (Exception, SystemExit) as error:

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,17 @@ def disk_errors(directory: Path) -> Iterator[None]:
 
     Any other error of the operating system passes through: a data file that cannot be read, or one of the user's own.
     """
+    # TensorBoard writes in a thread, and raises there what it raises at its next call as well: once is enough.
+    hook = threading.excepthook
+    threading.excepthook = lambda of: None if issubclass(of.exc_type, OSError) else hook(of)
     try:
         yield
     except OSError as error:
         if not _is_of_writing(error, directory):
             raise
         raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
+    finally:
+        threading.excepthook = hook
 
 
 def _is_of_writing(error: OSError, directory: Path) -> bool:
@@ -63,6 +69,30 @@ def _is_of_writing(error: OSError, directory: Path) -> bool:
     if error.errno in (errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return True
     return error.errno == errno.ENOSPC and shutil.disk_usage(_existing(directory)).free < 2**24
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make a run directory, and keep other commands out of it; the lock goes with the process that holds it.
+
+    Raises:
+        UserError: If another command works in it, or it cannot be made.
+    """
+    import fcntl  # not on Windows, which a report can be made on all the same
+
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another command works in {directory}: wait for it, or choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def start(directory: Path, spec: RunSpec) -> None:
@@ -104,9 +134,8 @@ def write_failure(directory: Path, spec: RunSpec, state: str, trace: str = "") -
         state: ``failed: ...``.
         trace: The traceback, for ``error.txt``.
     """
-    with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(OSError, UserError), locked(directory):
         if finished_state(directory, spec) is None:
-            directory.mkdir(parents=True, exist_ok=True)
             write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
             if trace:
                 write_atomically(directory / "error.txt", trace)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def run(
     baseline = fresh_reference(base, twin, cache)
     write = partial(write_status, directory, score=SCORES[score], forgetting_counts=scenario.forgetting_counts)
     start(directory, spec)
-    with disk_errors(directory):
+    with disk_errors(directory), contextlib.ExitStack() as stack:
         write("running")
         rows = RowLogger(directory / "metrics.csv")
         separation, *others = plasticity_metrics(
@@ -115,7 +116,7 @@ def run(
             others.append(
                 WildsMetric({name: scenario.classes_in(name) for name in ("test", "ood")}, scenario.n_outputs)
             )
-        tensorboard = TensorboardLogger(directory / "tensorboard")
+        tensorboard = stack.enter_context(_tensorboard(directory / "tensorboard"))
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
         evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
         strategy = build_strategy(spec, scenario, evaluator)
@@ -127,7 +128,7 @@ def run(
             state, message = "diverged", str(error)
         chance = {stream: [best_constant(score, e) for e in scenario.streams[stream]] for stream in STREAMS}
         rows.finish(separation.result(), chance)
-        tensorboard.writer.close()
+        stack.close()
         _save_snapshot(directory / "snapshot.pt", strategy)
         write(state, message=message)
     return state
@@ -148,6 +149,18 @@ def best_constant(score: str, experience: Any) -> float:
     in_memory = isinstance(experience, InMemoryExperience)
     targets = experience.samples.targets if in_memory else torch.tensor(list(experience.dataset.targets))
     return float(targets.bincount().max()) / len(targets)
+
+
+@contextlib.contextmanager
+def _tensorboard(directory: Path) -> Iterator[TensorboardLogger]:
+    logger = TensorboardLogger(directory)
+    try:
+        yield logger
+        logger.writer.close()
+    except OSError:
+        # A writer that the disk has refused would raise again, as a traceback, when the interpreter closes it.
+        logger.writer.file_writer = logger.writer.all_writers = None
+        raise
 
 
 def _train(

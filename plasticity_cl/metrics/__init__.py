@@ -14,7 +14,7 @@ from plasticity_cl.metrics.mechanisms import (
     UnitMetric,
 )
 from plasticity_cl.metrics.plasticity import SeparationMetric
-from plasticity_cl.metrics.probe import ProbeMetric
+from plasticity_cl.metrics.probe import ProbeMetric, ProbeRun
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import R2, Accuracy, BoundedR2, Score
 from plasticity_cl.metrics.separation import Separation, separate
@@ -31,6 +31,7 @@ __all__ = [
     "NormMetric",
     "PictureMetric",
     "ProbeMetric",
+    "ProbeRun",
     "Scalar",
     "Score",
     "Separation",

@@ -56,7 +56,9 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     - Functions that hold on to variables around them (closures and defaults; also methods of a class that was defined
       in a function) hold on to the copies. PyTorch's schedulers replace ``optimizer.step`` by such a function.
     - Weak references point to the copies.
-    - Tensors that share the memory of a replaced one (``parameter.data``) share that of its replacement.
+    - Tensors that share the memory of a replaced one (``parameter.data``) share that of its replacement. Those that are
+      equal to a replaced one, to the last bit and without being constant, were copied from it, as a plugin does that
+      pulls weights back to their initialisation: they become copies of its replacement.
 
     Data sets, streams, experiences, loaders and everything that has no state (classes, modules, plain functions) are
     not copied but shared.
@@ -74,8 +76,7 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
     """
     pairs = list(replacements)
     memo: dict[int, Any] = {id(old): new for old, new in pairs}
-    memory = {old.untyped_storage().data_ptr(): (old, new) for old, new in pairs if isinstance(old, Tensor)}
-    reached = _Reached(root, memo, memory)
+    reached = _Reached(root, memo, [(old, new) for old, new in pairs if isinstance(old, Tensor)])
     untouched = dict(memo)
     try:
         for optimizer in reached.optimizers:
@@ -111,10 +112,10 @@ def bound_copy(root: Any, replacements: Iterable[tuple[Any, Any]]) -> Any:
 class _Reached:
     """What can be reached from an object, as far as copying it needs more than ``copy.deepcopy``.
 
-    Shared objects and tensors that share memory are entered into ``memo`` on the way.
+    Shared objects and tensors that go with replaced ones are entered into ``memo`` on the way.
     """
 
-    def __init__(self, root: Any, memo: dict[int, Any], memory: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, root: Any, memo: dict[int, Any], tensors: list[tuple[Tensor, Tensor]]) -> None:
         self.optimizers: list[Optimizer] = []
         self.generators: list[torch.Generator] = []
         self.functions: list[types.FunctionType] = []
@@ -132,7 +133,9 @@ class _Reached:
             if isinstance(item, _SHARED):
                 memo[id(item)] = item
             elif isinstance(item, Tensor):
-                _share_memory(item, memo, memory)
+                moved = _moved(item, tensors)
+                if moved is not None:
+                    memo[id(item)] = moved
             else:
                 for found in self._look_at(item):
                     if id(found) not in self.seen and type(found) not in _ATOMIC:
@@ -289,14 +292,22 @@ def _with_copies(part: Any, memo: Mapping[int, Any]) -> Any:
     return type(part)(moved(part.__func__)) if isinstance(part, staticmethod | classmethod) else moved(part)
 
 
-def _share_memory(tensor: Tensor, memo: dict[int, Any], memory: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-    if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() == 0:
-        return
-    old, new = memory.get(tensor.untyped_storage().data_ptr(), (None, None))
-    if old is None or new is None or new.stride() != old.stride():
-        return
-    view = new.detach().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-    memo[id(tensor)] = view.requires_grad_(tensor.requires_grad)
+def _moved(tensor: Tensor, tensors: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """What stands for a tensor that goes with a replaced one, as its view or its copy; ``None`` for any other."""
+    if tensor.layout != torch.strided or tensor.numel() == 0:
+        return None
+    for old, new in tensors:
+        if tensor.untyped_storage().data_ptr() == old.untyped_storage().data_ptr() and new.stride() == old.stride():
+            view = new.detach().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            return view.requires_grad_(tensor.requires_grad)
+    for old, new in tensors:
+        alike = (tensor.shape, tensor.dtype, tensor.device) == (old.shape, old.dtype, old.device)
+        if alike and torch.equal(tensor, old) and not bool((tensor == tensor.flatten()[0]).all()):
+            copied = new.detach().to(tensor.device).clone()
+            if isinstance(tensor, nn.Parameter):
+                return nn.Parameter(copied, tensor.requires_grad)
+            return copied.requires_grad_(tensor.requires_grad)
+    return None
 
 
 def _is_plain(value: Any) -> bool:

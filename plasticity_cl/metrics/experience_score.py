@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from plasticity_cl.metrics.guard import GuardedMetric
-from plasticity_cl.metrics.scores import Choice, Score, check_choice, predictions_of, score_for
+from plasticity_cl.metrics.scores import Choice, Score, check_choice, logits_of, predictor_for, score_for
 
 NAN = float("nan")
 
@@ -31,6 +34,7 @@ class ExperienceScore(GuardedMetric):
         self._choice = score
         self._score: Score | None = None
         self._failed = False
+        self._predict: Callable[[Any], Tensor] = logits_of
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start the score of an experience."""
@@ -40,7 +44,9 @@ class ExperienceScore(GuardedMetric):
         """Take in a batch."""
         if self._failed:
             return
-        output, target = predictions_of(strategy.mb_output, strategy._criterion), strategy.mb_y
+        if self._score is None:
+            self._predict = predictor_for(strategy._criterion)
+        output, target = self._predict(strategy.mb_output), strategy.mb_y
         if self._score is None:
             self._score = score_for(output, target, strategy._criterion, self._choice)
         self._score.update(output, target)

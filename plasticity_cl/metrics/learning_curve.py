@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +15,16 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy
 from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
-from plasticity_cl.metrics.scores import IGNORED, Choice, Score, check_choice, look_up, predictions_of, score_for
+from plasticity_cl.metrics.scores import (
+    IGNORED,
+    Choice,
+    Score,
+    check_choice,
+    logits_of,
+    look_up,
+    predictor_for,
+    score_for,
+)
 from plasticity_cl.training import SupervisedTemplate
 from plasticity_cl.training.deferred import Losses, Weights
 
@@ -29,6 +39,7 @@ class _TaskLoss:
     def __init__(self) -> None:
         self._output: Any = None
         self._loss: Tensor | None = None
+        self._listens = False
         self.is_sum = False
 
     def watch(self, strategy: Any) -> None:
@@ -38,6 +49,7 @@ class _TaskLoss:
         self.unwatch(strategy)
         if type(strategy).criterion is not SupervisedTemplate.criterion or "criterion" in vars(strategy):
             strategy.criterion = _Listener(self, strategy)
+            self._listens = True
 
     def unwatch(self, strategy: Any) -> None:
         """Leave the strategy as it was."""
@@ -48,6 +60,7 @@ class _TaskLoss:
             else:
                 del strategy.criterion
         self._output = self._loss = None
+        self._listens = False
 
     def hear(self, strategy: Any, loss: Tensor) -> None:
         """Take note of a loss; of several for one batch of outputs the first is the strategy's own."""
@@ -60,7 +73,7 @@ class _TaskLoss:
         Raises:
             UserError: If the strategy did not call its ``criterion()``.
         """
-        if not isinstance(vars(strategy).get("criterion"), _Listener):
+        if not self._listens:
             return cast(Tensor, strategy.task_loss)
         if self._loss is None or self._output is not strategy.mb_output:
             raise UserError(f"{type(strategy).__name__} does not take its loss from criterion()")
@@ -93,6 +106,7 @@ class _Run:
     epochs: int = 0
     """Over the whole run."""
     score: Score | None = None
+    predict: Callable[[Any], Tensor] = logits_of
     losses: Losses | None = None
     weights: Weights | None = None
     task_loss: _TaskLoss = field(default_factory=_TaskLoss)
@@ -214,10 +228,11 @@ class LearningCurveMetric(GuardedMetric):
         run.has_score = run.has_loss = False
 
     def _take_score(self, run: _Run, strategy: Any) -> bool:
-        criterion, target = strategy._criterion, strategy.mb_y
-        output = predictions_of(strategy.mb_output, criterion)
         if run.score is None:
-            run.score = score_for(output, target, criterion, self._choice)
+            run.predict = predictor_for(strategy._criterion)
+        output, target = run.predict(strategy.mb_output), strategy.mb_y
+        if run.score is None:
+            run.score = score_for(output, target, strategy._criterion, self._choice)
         run.score.update(output, target)
         return True
 

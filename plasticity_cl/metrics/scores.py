@@ -268,24 +268,28 @@ def logits_of(output: Any) -> Tensor:
     raise UserError(f"the network gives a {type(output).__name__} without a tensor of predictions")
 
 
-def predictions_of(output: Any, criterion: Any) -> Tensor:
-    """What a network predicts: its logits, decoded where the criterion encodes what it is about.
+def predictor_for(criterion: Any) -> Callable[[Any], Tensor]:
+    """What makes predictions of the outputs of a network.
 
     Args:
-        output: What the network gave, see :func:`logits_of`.
-        criterion: One with a ``decode`` method has its outputs decoded; those of ``PoissonNLLLoss`` are logarithms
-            unless it says otherwise.
+        criterion: One with a ``decode`` method has the logits decoded; those of ``PoissonNLLLoss`` are logarithms
+            unless it says otherwise; of any other criterion they are the predictions.
+
+    Returns:
+        From what the network gave, see :func:`logits_of`, to its predictions.
     """
-    logits = logits_of(output)
     decode = getattr(criterion, "decode", None)
-    if decode is not None:
-        decoded: Tensor = decode(logits)
-        return decoded
-    if isinstance(criterion, nn.PoissonNLLLoss):
-        return logits.exp() if criterion.log_input else logits
-    if getattr(criterion, "func", criterion) is F.poisson_nll_loss:
-        return logits.exp() if getattr(criterion, "keywords", {}).get("log_input", True) else logits
-    return logits
+    if decode is None:
+        is_poisson = getattr(criterion, "func", criterion) is F.poisson_nll_loss
+        if isinstance(criterion, nn.PoissonNLLLoss):
+            decode = torch.exp if criterion.log_input else None
+        elif is_poisson and getattr(criterion, "keywords", {}).get("log_input", True):
+            decode = torch.exp
+    return logits_of if decode is None else functools.partial(_decoded, decode)
+
+
+def _decoded(decode: Callable[[Tensor], Tensor], output: Any) -> Tensor:
+    return decode(logits_of(output))
 
 
 def check_choice(score: Choice) -> None:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from avalanche.evaluation import PluginMetric
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy
+from plasticity_cl.metrics.identity import number_of
+from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
+from plasticity_cl.metrics.scores import logits_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def wilds_scores(confusion: Tensor, classes: Tensor | None = None) -> WildsScore
     return WildsScores(float(correct.sum() / of_class.sum()), float(recall[chosen].mean()), float(f1[chosen].mean()))
 
 
-class WildsMetric(PluginMetric):  # type: ignore[misc]
+class WildsMetric(GuardedMetric):
     """Accuracy, macro recall and macro F1 of the evaluated experiences, and of streams that are evaluated whole.
 
     Emitted, ``<score>`` being ``accuracy``, ``macro_recall`` or ``macro_f1``:
@@ -91,7 +94,7 @@ class WildsMetric(PluginMetric):  # type: ignore[misc]
             if len(listed) == 0 or not 0 <= int(listed.min()) <= int(listed.max()) < n_classes:
                 raise UserError(f"the classes of stream {stream} must be one or more of 0 to {n_classes - 1}")
         self._classes, self._n_classes = dict(classes), n_classes
-        self._trained = -1
+        self._trained = PerStrategy(Passage)
         self.reset()
 
     def reset(self) -> None:
@@ -107,7 +110,7 @@ class WildsMetric(PluginMetric):  # type: ignore[misc]
 
     def after_training_exp(self, strategy: Any) -> None:
         """Note how far the training has come."""
-        self._trained = strategy.experience.current_experience
+        self._trained.of(strategy).begin(strategy.experience)
 
     def before_eval(self, strategy: Any) -> None:
         """Start an evaluation."""
@@ -124,13 +127,13 @@ class WildsMetric(PluginMetric):  # type: ignore[misc]
     def after_eval_iteration(self, strategy: Any) -> None:
         """Count a batch."""
         if self._confusion is not None:
-            add_to_confusion(self._confusion, strategy.mb_output.argmax(1), strategy.mb_y)
+            add_to_confusion(self._confusion, logits_of(strategy.mb_output).argmax(1), strategy.mb_y)
 
     def after_eval_exp(self, strategy: Any) -> list[Scalar]:
         """Emit the scores of the experience."""
         if self._confusion is None:
             return []
-        stream, number = strategy.experience.origin_stream, strategy.experience.current_experience
+        stream, number = strategy.experience.origin_stream, number_of(strategy.experience)
         total = self._of_stream.get(stream.name)
         self._of_stream[stream.name] = self._confusion if total is None else total + self._confusion
         self._covered.setdefault(stream.name, set()).add(number)
@@ -142,7 +145,7 @@ class WildsMetric(PluginMetric):  # type: ignore[misc]
         values = []
         for stream, scores in self.result().items():
             if len(self._covered[stream]) == self._whole[stream]:
-                values += self._emit("stream_", scores, stream, self._trained)
+                values += self._emit("stream_", scores, stream, self._trained.of(strategy).number)
         return values
 
     def _emit(self, prefix: str, scores: WildsScores, stream: str, experience: int) -> list[Scalar]:

@@ -75,7 +75,6 @@ _STYLE = {
     "savefig.dpi": 160,
     "svg.fonttype": "none",  # text stays text: smaller, sharp, and to be edited in a drawing program
     "svg.hashsalt": "plasticity-cl",
-    "pdf.fonttype": 3,
 }
 
 

@@ -141,7 +141,7 @@ def learning_figure(comparison: Comparison, standing: Standing, look: Mapping[st
         for panel, (name, runs) in zip(panels, strategies.items(), strict=True):
             if behind:
                 for other, means in learned.items():
-                    if other != name:
+                    if other != name and len(means.experiences) > 2:
                         panel.plot(means.experiences, means.mean, color=FAINT, linewidth=1, zorder=1)
             _draw_learning(panel, runs, stream, look[name], comparison.score)
             _title(panel, short[name], _subtitle(standing.summaries[name]), weight="bold")
@@ -276,14 +276,16 @@ def _draw_diagnostic(
 ) -> bool:
     """Draw one diagnostic, once where it is the same for all strategies, and say whether it is."""
     lines = {
-        name: curve([run.diagnostic(metric, layers) for run in runs if run.finished])
+        name: _above_zero(curve([run.diagnostic(metric, layers) for run in runs if run.finished]))
         for name, runs in comparison.strategies.items()
     }
     first, *others = lines.values()
     same = bool(others) and all(np.array_equal(first.mean, other.mean, equal_nan=True) for other in others)
     shown = [(Look(INK, "o"), first)] if same else [(look[name], line) for name, line in lines.items()]
     for turn, (how, line) in enumerate(shown):
-        _draw_line(panel, line, how, turn, shift=(turn - (len(shown) - 1) / 2) * 0.06)
+        # Markers of strategies stand side by side.
+        span = max(line.experiences.tolist(), default=0) - min(line.experiences.tolist(), default=0)
+        _draw_line(panel, line, how, turn, shift=(turn - (len(shown) - 1) / 2) * 0.03 * max(span, 1))
         for seed in line.seeds:
             known = np.flatnonzero(np.isfinite(seed))
             if len(known) and len(line.experiences) > 2:
@@ -344,7 +346,8 @@ def _draw_line(panel: Any, line: Curve, look: Look, turn: int, shift: float = 0.
 def _draw_unfinished(panel: Any, series: Iterable[Mapping[int, float]], look: Look) -> None:
     for seed in series:
         if seed:
-            panel.plot(list(seed), list(seed.values()), color=look.colour, linewidth=0.8, zorder=3)
+            line = {"linewidth": 0.8} if len(seed) > 2 else {"linestyle": "none", "marker": ".", "markersize": 4}
+            panel.plot(list(seed), list(seed.values()), color=look.colour, zorder=3, **line)
             panel.plot(*max(seed.items()), "x", color=INK, markersize=6, markeredgewidth=1.5, zorder=6)
 
 
@@ -369,6 +372,13 @@ def _within(line: Curve, score: str) -> Curve:
     ceiling = 1.0 if score in ("accuracy", "bounded R2", "R2") else math.inf
     low, high = np.clip(line.low, floor, ceiling), np.clip(line.high, floor, ceiling)
     return Curve(line.experiences, line.mean, low, high, line.seeds)
+
+
+def _above_zero(line: Curve) -> Curve:
+    """Cut intervals at zero where no value is negative: shares, ranks and norms have no mean below it either."""
+    if (line.seeds < 0).any():
+        return line
+    return Curve(line.experiences, line.mean, np.maximum(line.low, 0), line.high, line.seeds)
 
 
 def _score_limits(comparison: Comparison, stream: str) -> tuple[float, float, bool]:
@@ -434,8 +444,7 @@ def _scale_diagnostic(panel: Any, lines: Sequence[Curve]) -> None:
         panel.yaxis.set_major_formatter(_tick)
         panel.yaxis.set_minor_formatter(lambda *_: "")
         return
-    # What is never negative has no mean below zero either.
-    low, high = min(0.0, float(values.min() if values.min() >= 0 else ends.min())), max(0.0, float(ends.max()))
+    low, high = min(0.0, float(ends.min())), max(0.0, float(ends.max()))
     margin = 0.05 * (high - low) or 0.5
     panel.set_ylim(low - margin, high + margin)
     panel.yaxis.set_major_formatter(_tick)

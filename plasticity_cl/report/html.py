@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import re
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +18,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.report.drawing import Drawing, Look, Shared, cells_for_a_page, looks, pdf, png, svg
 from plasticity_cl.report.figures import diagnostics_figure, learning_figure, parts_figure, separation_figure
 from plasticity_cl.report.page import DEFINITIONS, HEAD
-from plasticity_cl.report.read import BASELINE, Comparison, Run, comparisons, read_bytes, read_runs
+from plasticity_cl.report.read import Comparison, Run, comparisons, read_bytes, read_runs
 from plasticity_cl.report.statistics import (
     FEWEST,
     Estimate,
@@ -281,7 +281,7 @@ def _separation_table(comparison: Comparison, there: Standing, look: Mapping[str
 def _intervals(family: int) -> str:
     """Say in a caption what the intervals of its table are."""
     if family == 0:
-        return f"Intervals need {FEWEST} seeds."
+        return f"Intervals need {FEWEST} seeds that differ."
     return f"Brackets: 95% t interval{'s' if family > 1 else ''} over seeds" + (
         f", widened so that all {family} hold together." if family > 1 else "."
     )
@@ -295,14 +295,14 @@ def _rank(name: str, there: Standing) -> str:
 
 def _against_baseline(comparison: Comparison, there: Standing, look: Mapping[str, Look]) -> str:
     """Paired differences of every strategy to the baseline; nothing without a baseline."""
-    if BASELINE not in comparison.strategies:
+    if not comparison.baseline:
         return ""
     metrics = ("learned", "fresh", "plasticity_loss", "forgetting")
-    baseline = comparison.strategies[BASELINE]
+    baseline = comparison.strategies[comparison.baseline]
     differences = {
         name: [paired_difference(comparison.strategies[name], baseline, metric, there.stream) for metric in metrics]
         for name in there.summaries
-        if name != BASELINE
+        if name != comparison.baseline
     }
     differences = {name: row for name, row in differences.items() if any(cell.n for cell in row)}
     if not differences:
@@ -312,8 +312,8 @@ def _against_baseline(comparison: Comparison, there: Standing, look: Mapping[str
         name: [*map(_cell, cells), f"<td>{max(cell.n for cell in cells)}</td>"] for name, cells in corrected.items()
     }
     caption = (
-        f"Differences to {BASELINE} on {SPLITS[there.stream]}, seed by seed over the seeds and experiences that both "
-        f"have. {_intervals(family)}"
+        f"Differences to {comparison.baseline} on {SPLITS[there.stream]}, seed by seed over the seeds and experiences "
+        f"that both have. {_intervals(family)}"
     )
     return _table(caption, [*map(_words, metrics), "seeds"], rows, look)
 
@@ -325,8 +325,8 @@ def _by_experience(comparison: Comparison, there: Standing, look: Mapping[str, L
     experiences = sorted(set().union(*(run.series("learned", there.stream) for run in every)))
 
     def mean(runs: Sequence[Run], metric: str, stream: str, k: int) -> str:
-        values = [value for run in runs if (value := run.series(metric, stream).get(k)) is not None]
-        return f"<td>{_prose(number(statistics.fmean(values))) if values else '–'}</td>"
+        found = estimate(run.series(metric, stream).get(k, math.nan) for run in runs)
+        return f"<td>{_prose(number(found.mean)) if found.n else '–'}</td>"
 
     if not experiences:
         return ""

@@ -135,6 +135,11 @@ class Comparison:
         return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
 
     @property
+    def baseline(self) -> str:
+        """The strategy that the others are set against, where it is among them; otherwise nothing."""
+        return next((n for n in (str(self.spec.get("baseline")), BASELINE) if n in self.strategies), "")
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Which of train and test the learning score was measured on."""
         return tuple(s for s in ("train", "test") if any(run.series("learned", s) for run in self.runs))

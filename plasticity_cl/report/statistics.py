@@ -47,6 +47,11 @@ class Estimate:
         """Half the interval's width; NaN where there is none."""
         return (self.high - self.low) / 2
 
+    @property
+    def varies(self) -> bool:
+        """Whether there is an interval, and a width in it that is more than rounding."""
+        return self.margin > 1e-12 * max(map(abs, self.values), default=0.0)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -116,8 +121,8 @@ class Summary:
 
     @property
     def handicapped(self) -> bool:
-        """Whether fresh networks of the strategy surely learn less than the common reference."""
-        return self.handicap.low > 0 and self.handicap.mean >= NEGLIGIBLE
+        """Whether fresh networks of the strategy surely learn less than the common reference, by a tenth of it."""
+        return self.handicap.low > 0 and self.handicap.mean >= max(0.1 * self.baseline.mean, NEGLIGIBLE)
 
 
 @dataclass(frozen=True)
@@ -218,13 +223,16 @@ def estimate(values: Iterable[float], family: int = 1) -> Estimate:
 def simultaneous(table: Mapping[Key, Sequence[Estimate]]) -> tuple[dict[Key, list[Estimate]], int]:
     """Correct the intervals of a table for their number.
 
+    Intervals of no width do not count: they are what they are for any number, as that of a difference which is zero by
+    definition.
+
     Args:
         table: Rows of estimates.
 
     Returns:
         The same table, with intervals that all hold at once in 95% of cases, and how many there are.
     """
-    family = sum(cell.n >= FEWEST for row in table.values() for cell in row)
+    family = sum(cell.varies for row in table.values() for cell in row)
     return {key: [estimate(cell.values, max(family, 1)) for cell in row] for key, row in table.items()}, family
 
 
