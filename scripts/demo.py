@@ -22,7 +22,7 @@ COMPARISONS = {
         strategies=("finetune", "layernorm", "l2", "layernorm+l2", "ewc=100"),
         seeds=SEEDS,
         n_experiences=40,
-        n_samples=512,
+        n_samples=384,
         epochs=24,
         batch_size=64,
     ),
