@@ -45,13 +45,18 @@ def summary_table(runs: list[Run], stream: str = "train") -> str:
         blocks.append(_table(comparison, there))
         if stream == "train" and "test" in comparison.streams:
             on_test = standing(comparison, "test")
-            if _differs(on_test.summaries, there.summaries):
+            if _differs(on_test, there):
                 blocks.append(_table(comparison, on_test))
     return "\n\n".join([*blocks, *(textwrap.fill(paragraph, WIDTH) for paragraph in _LEGEND)])
 
 
-def _differs(test: Mapping[str, Summary], train: Mapping[str, Summary]) -> bool:
-    return any(dominant(summary) not in ("", dominant(train[name])) for name, summary in test.items())
+def _differs(test: Standing, train: Standing) -> bool:
+    """Whether a strategy that has learned anything on test data loses it in another way than on training data."""
+    return any(
+        dominant(summary) not in ("", dominant(train.summaries[name]))
+        for name, summary in test.summaries.items()
+        if name not in test.at_chance
+    )
 
 
 def _table(comparison: Comparison, there: Standing) -> str:
