@@ -245,7 +245,7 @@ def ranks(strategies: dict[str, list[Run]], metric: str = "learned", higher: boo
     return dict(rank(strategies, metric, "train", higher).ranks)
 
 
-def test_ranks_count_who_is_surely_better() -> None:
+def test_ranks_end_where_strategies_are_told_apart() -> None:
     noise = [0.0, 0.01, -0.01, 0.005]
     strategies = {
         name: scored(name, [level + spread * e for e in noise])
@@ -257,6 +257,20 @@ def test_ranks_count_who_is_surely_better() -> None:
     mirrored = rank(strategies, "learned", "train", False)
     assert dict(mirrored.ranks) == {"low": 1, "middle": 2, "high too": 3, "high": 3}
     assert (mirrored.first, mirrored.last) == ("low", "")
+
+
+def test_strategies_of_different_ranks_are_always_told_apart() -> None:
+    """Being told apart is not transitive: the wide one stands between two that are told apart."""
+    strategies = {
+        "upper": scored("upper", [0.47, 0.48, 0.46, 0.47, 0.47]),
+        "lower": scored("lower", [0.40, 0.40, 0.41, 0.40, 0.39]),
+        "wide": scored("wide", [0.2, 0.6, 0.1, 0.5, 0.3]),
+        "best": scored("best", [0.96, 0.95, 0.97, 0.96, 0.96]),
+    }
+    found = rank(strategies, "learned", "train", True)
+    assert ("upper", "lower") in found.better
+    assert dict(found.ranks) == {"best": 1, "upper": 2, "lower": 2, "wide": 2}
+    assert found.leaders == ("best",)
 
 
 def test_differences_inside_the_interval_are_not_ranked() -> None:

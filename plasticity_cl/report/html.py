@@ -272,8 +272,8 @@ def _separation_table(comparison: Comparison, there: Standing, look: Mapping[str
     reference = f"The common reference: {comparison.reference}. " if known else ""
     caption = (
         f"{score} on {SPLITS[there.stream]}: means over experiences, then over seeds. {sums}{reference}"
-        f"Plasticity loss is net: transfer is in it. {_intervals(family)} Rank: 1 + how many strategies learned surely "
-        f"more, by paired differences; strategies of one rank are not told apart.{'' if counts else f' {NOT_COUNTED}'}"
+        f"Plasticity loss is net: transfer is in it. {_intervals(family)} Ranks are by what was learned; strategies of "
+        f"different ranks are told apart by paired differences.{'' if counts else f' {NOT_COUNTED}'}"
     )
     return _table(caption, heads, rows, look)
 

@@ -120,8 +120,8 @@ curves are for each experience alone.</dd>
 <dt>Rank</dt>
 <dd>Two strategies are told apart where the interval of their paired difference, seed by seed and widened for the
 number of pairs, lies on one side of zero, and the difference is at least {NEGLIGIBLE}: less is called nothing. A
-strategy&rsquo;s rank is one more than the number of strategies that are better in this sense. Best, least and most
-are said of nothing else.</dd>
+rank ends where all strategies above are told apart from all below; within a rank some may be. Best, least and most are
+said of nothing else.</dd>
 <dt>Diverged and unfinished runs</dt>
 <dd>They are named, drawn as far as they got, and enter no mean: what is left may look better than the strategy
 is.</dd>

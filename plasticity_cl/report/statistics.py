@@ -130,8 +130,8 @@ class Ranking:
     """Strategies in the order of one number, as far as the seeds tell them apart.
 
     Attributes:
-        ranks: One more than the number of strategies that are surely better; strategies that cannot be told apart may
-            share a rank. Best first.
+        ranks: Best first. A rank ends where every strategy above is surely better than every one below, so that
+            strategies of different ranks are always told apart, and those of one rank need not be.
         better: The pairs of which the first is surely better: their paired difference is at least a hundredth of
             score, and its interval, corrected for the number of pairs, lies on that side of zero.
     """
@@ -142,7 +142,8 @@ class Ranking:
     @property
     def leaders(self) -> tuple[str, ...]:
         """The strategies than which none is surely better."""
-        return tuple(name for name, rank in self.ranks.items() if rank == 1)
+        worse = {below for _, below in self.better}
+        return tuple(name for name in self.ranks if name not in worse)
 
     @property
     def first(self) -> str:
@@ -391,9 +392,13 @@ def rank(strategies: Mapping[str, Sequence[Run]], metric: str, stream: str, high
         name: estimate(mean_over_experiences(run, metric, stream) for run in runs if run.finished).mean
         for name, runs in strategies.items()
     }
-    ranks = {name: 1 + sum(worse == name for _, worse in better) for name in strategies}
-    order = sorted(strategies, key=lambda name: (ranks[name], -sign * means[name]))
-    return Ranking({name: ranks[name] for name in order}, frozenset(better))
+    # Being told apart is not transitive: a rank ends only where everything above is better than everything below.
+    order = sorted(strategies, key=lambda name: -sign * means[name])
+    ranks: dict[str, int] = {}
+    for i, name in enumerate(order):
+        begins = all((above, below) in better for above in order[:i] for below in order[i:])
+        ranks[name] = i + 1 if begins else ranks[order[i - 1]]
+    return Ranking(ranks, frozenset(better))
 
 
 def standing(comparison: Comparison, stream: str) -> Standing:

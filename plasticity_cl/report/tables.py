@@ -19,8 +19,8 @@ _LEGEND = (
     "transfer is in it); forgetting: how much of that is gone at the end. common reference - learned = handicap + "
     "plasticity loss; with forgetting that is the total. Negative is better.",
     f"+-: Student t intervals over seeds, from {FEWEST} seeds on, widened (Bonferroni) so that all of a table hold at "
-    "once in 95% of cases. rank: 1 + how many strategies learned surely more, by paired differences seed by seed; "
-    "strategies of one rank are not told apart.",
+    "once in 95% of cases. rank: by what was learned; strategies of "
+    "different ranks are told apart by paired differences, seed by seed.",
 )
 
 
