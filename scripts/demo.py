@@ -35,7 +35,7 @@ COMPARISONS = {
         seeds=SEEDS,
         n_experiences=5,
         n_samples=128,
-        epochs=100,
+        epochs=75,
     ),
 }
 

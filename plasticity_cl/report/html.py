@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from plasticity_cl.errors import UserError
@@ -71,17 +74,20 @@ def write_report(directory: Path) -> Path:
     look = looks(run.strategy for run in runs)
     file_names = _file_names(comparison.title for comparison in compared)
     sections, links, shared = [], [], Shared()
+    writers = []
     for i, (comparison, file_name) in enumerate(zip(compared, file_names, strict=True)):
         standings = {stream: standing(comparison, stream) for stream in comparison.streams}
-        figures = {}
+        figures, for_papers = {}, {}
         for kind, drawn in _figures(comparison, standings, look).items():
             if (drawing := drawn.draw()) is None:
                 continue
             (kind_in_file,) = _file_names([kind])
             content = svg(drawing.figure)
-            for suffix, encoded in (("png", png(drawing.figure)), ("svg", content), ("pdf", pdf(drawing.figure))):
-                _write(directory / "figures" / f"{file_name}-{kind_in_file}.{suffix}", encoded)
+            path = directory / "figures" / f"{file_name}-{kind_in_file}"
+            _write(path.with_name(f"{path.name}.svg"), content)
+            for_papers[path] = drawing.figure
             figures[kind] = _embedded(drawing, cells_for_a_page(drawing, content, shared), drawn)
+        writers.append(_beside(partial(_write_for_papers, for_papers)))
         sections.append(_section(comparison, standings, look, figures, f"comparison-{i}"))
         links.append(f'<li><a href="#comparison-{i}">{escape(comparison.title)}</a></li>')
     contents = f'<nav><ul>{"".join(links)}<li><a href="#definitions">What the words mean</a></li></ul></nav>'
@@ -97,7 +103,37 @@ def write_report(directory: Path) -> Path:
         "",
     ]
     _write(directory / "report.html", "\n".join(page).encode())
+    for finish in writers:
+        finish()
     return directory / "report.html"
+
+
+def _write_for_papers(figures: Mapping[Path, Figure]) -> None:
+    for path, figure in figures.items():
+        _write(path.with_name(f"{path.name}.png"), png(figure))
+        _write(path.with_name(f"{path.name}.pdf"), pdf(figure))
+
+
+def _beside(work: Callable[[], None]) -> Callable[[], None]:
+    """Do some work in a process beside this one; what is returned waits for it, and does what was not done there."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return work
+
+    def quietly() -> None:
+        try:
+            work()
+        except UserError:
+            os._exit(1)  # this process will meet the same error, and tell it
+
+    process = multiprocessing.get_context("fork").Process(target=quietly)
+    process.start()
+
+    def finish() -> None:
+        process.join()
+        if process.exitcode:
+            work()
+
+    return finish
 
 
 def _write(path: Path, content: bytes) -> None:
