@@ -37,7 +37,10 @@ def results(folder, comparison):
 
 @pytest.fixture(scope="module")
 def label_reset(tmp_path_factory):
-    return results(tmp_path_factory.mktemp("label-reset"), DEMO["label-reset"])
+    return results(
+        tmp_path_factory.mktemp("label-reset"),
+        dataclasses.replace(DEMO["label-reset"], strategies=(*DEMO["label-reset"].strategies, "ewc=100")),
+    )
 
 
 @pytest.fixture(scope="module")
