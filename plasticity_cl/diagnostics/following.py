@@ -548,12 +548,8 @@ class Following(TorchFunctionMode):
         output = args[0] if call.name == "setitem" else result
         if not isinstance(output, Tensor):
             return result
-        if kinds == {"units"} and linear:
-            made = _Trace("units", units)
-            if output is not source:
-                made.source, made.version, made.function = weakref.ref(source), source._version, function
-        elif one_activation:
-            made = _Trace("active", units, layers=layers)
+        if (kinds == {"units"} and linear) or one_activation:
+            made = _Trace("active", units, layers=layers) if one_activation else _Trace("units", units)
             if output is not source:
                 made.source, made.version, made.function = weakref.ref(source), source._version, function
         else:
