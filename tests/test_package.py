@@ -56,7 +56,7 @@ def test_the_source_distribution_has_what_tests_build_and_citation_need(packed):
     assert len(wanted) > 100
     assert [path for path in wanted if not (source / path.relative_to(ROOT)).is_file()] == []
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/test_separation.py", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "tests/metrics/test_separation.py", "-p", "no:cacheprovider"],
         cwd=source,
         capture_output=True,
         text=True,

@@ -183,7 +183,7 @@ def t_interval(values: Array, family: int = 1) -> tuple[Array, Array]:
     """Student's t interval of the mean, one of a family that holds all its means at once in 95% of cases.
 
     mean -+ t(1 - 0.05 / (2 family), n - 1) s / sqrt(n), the Bonferroni correction for ``family`` intervals. Exact for
-    normal values; see ``tests/test_report_statistics.py`` for what it covers, and Hesterberg 2015 (The American
+    normal values; see ``tests/report/test_report_statistics.py`` for what it covers, and Hesterberg 2015 (The American
     Statistician 69:371) for why not a percentile bootstrap, which is much too narrow with few seeds.
 
     Args:

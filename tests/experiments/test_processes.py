@@ -17,7 +17,7 @@ from pool_jobs import Work
 
 from plasticity_cl.experiments.pool import Killed, do_all
 
-TESTS = Path(__file__).parent
+JOBS = Path(__file__).parent
 
 
 def until(true, seconds=30.0):
@@ -137,7 +137,7 @@ SCRIPT = """
 
 
 def script(folder, seconds=0.1, preload="json"):
-    values = {"tests": str(TESTS), "folder": str(folder), "seconds": seconds, "preload": preload}
+    values = {"tests": str(JOBS), "folder": str(folder), "seconds": seconds, "preload": preload}
     return textwrap.dedent(SCRIPT).format(**values)
 
 

@@ -633,7 +633,7 @@ def test_specs_that_make_no_sense_are_refused(changes, message):
 
 
 def test_the_script_explains_what_is_missing(tmp_path, monkeypatch, capsys):
-    script = Path(__file__).parents[1] / "scripts" / "iwildcam.py"
+    script = Path(__file__).parents[2] / "scripts" / "iwildcam.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--data-root", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")

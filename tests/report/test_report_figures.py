@@ -179,7 +179,7 @@ def test_every_panel_says_which_way_is_bad(comparison: Comparison) -> None:
 
 def test_the_diagnostics_page_agrees_on_which_way_is_bad() -> None:
     """docs/diagnostics.md says of each diagnostic whether wear makes it rise or fall."""
-    text = (Path(__file__).parent.parent / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.replace("\\|", "¦").splitlines()]
     readings = {row[0].strip("`"): row[-1] for row in rows if row[0].startswith("`") and len(row) in (3, 4)}
     agreed = []
