@@ -22,7 +22,7 @@ from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check
 from plasticity_cl.report import read_runs, summary_table, write_report
 from plasticity_cl.report.read import Run
 from plasticity_cl.scenarios.files import data_folder
-from plasticity_cl.scenarios.wilds_layout import LAYOUT, check_present
+from plasticity_cl.scenarios.iwildcam.layout import LAYOUT, check_present
 
 SAMPLE = CompareSpec(
     scenario="iwildcam",

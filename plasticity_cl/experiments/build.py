@@ -13,7 +13,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import Machine, RunSpec
 from plasticity_cl.models import make_model
 from plasticity_cl.models.imagenet_resnet import make_imagenet_resnet
-from plasticity_cl.scenarios.camera_traps import camera_trap_folder
+from plasticity_cl.scenarios.iwildcam.camera_traps import camera_trap_folder
 from plasticity_cl.scenarios.catalogue import SCENARIOS, make_scenario
 from plasticity_cl.scenarios.files import data_folder
 from plasticity_cl.scenarios.iwildcam import IWildCam, WildsScenario

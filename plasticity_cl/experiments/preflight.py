@@ -12,7 +12,7 @@ from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.experiments.spec import Machine, RunSpec
 from plasticity_cl.scenarios.catalogue import SCENARIOS
 from plasticity_cl.scenarios.files import check_files, data_folder
-from plasticity_cl.scenarios.wilds_layout import check_present
+from plasticity_cl.scenarios.iwildcam.layout import check_present
 
 _DEVICE_FILES: Mapping[str, tuple[str, ...]] = {
     # NVIDIA's driver, its small boards, Windows' Linux, and AMD's driver, whose devices torch calls cuda, too.

@@ -35,9 +35,9 @@ from plasticity_cl.experiments.directory import run_directory
 from plasticity_cl.experiments.spec import Machine, RunSpec, check
 from plasticity_cl.report import write_report
 from plasticity_cl.scenarios import IWildCam
-from plasticity_cl.scenarios.camera_traps import write_camera_traps
-from plasticity_cl.scenarios.wilds_groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
-from plasticity_cl.scenarios.wilds_images import ImageFiles, UnreadableImageError, open_cache
+from plasticity_cl.scenarios.iwildcam.camera_traps import write_camera_traps
+from plasticity_cl.scenarios.iwildcam.groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
+from plasticity_cl.scenarios.iwildcam.images import ImageFiles, UnreadableImageError, open_cache
 from plasticity_cl.strategies import Finetune
 
 FOLDER = "iwildcam_v2.0"

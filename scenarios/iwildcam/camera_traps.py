@@ -62,17 +62,6 @@ _SPECIES = (
 _EMPTY = "empty"
 
 
-def camera_trap_folder(source: str, data_root: Path) -> Path:
-    """The folder that holds ``iwildcam_v2.0`` for a source: ``data_root`` for ``"wilds"``, the published data set.
-
-    For ``"camera-traps"`` it is a folder below, where the synthetic data set is written if it is not there yet.
-
-    Raises:
-        UserError: If the synthetic data set cannot be written.
-    """
-    return data_root if source == "wilds" else write_camera_traps(data_root / "camera-traps-v1")
-
-
 def write_camera_traps(
     root: Path,
     seed: int = 0,
