@@ -19,25 +19,12 @@ from typing import Any
 import plasticity_cl
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import RunSpec
+from plasticity_cl.writing import write_atomically
 
 _FILES = ("spec.json", "status.json", "metrics.csv", "snapshot.pt", "error.txt")
 _OURS = (*_FILES, *(f".{name}*" for name in _FILES), "tensorboard/events.out.tfevents.*", "pictures/*.png")
 """What runs write into their directories, as patterns. Hidden files are those that were being written."""
 _ADVICE = "choose another --out, or move it away"
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file so that no reader ever sees half of it; text as UTF-8."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
-        partial.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # writing to an open file names none
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

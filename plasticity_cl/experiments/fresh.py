@@ -16,10 +16,11 @@ from avalanche.training.plugins import EvaluationPlugin
 
 import plasticity_cl
 from plasticity_cl.experiments.build import build_strategy, seed_experience
-from plasticity_cl.experiments.directory import disk_errors, write_atomically
+from plasticity_cl.experiments.directory import disk_errors
 from plasticity_cl.experiments.spec import RunSpec, fresh_spec, score_of
 from plasticity_cl.metrics import ExperienceScore
 from plasticity_cl.scenarios.stream import InMemoryScenario
+from plasticity_cl.writing import write_atomically
 
 STREAMS = ("train", "test")
 _CHANGES_NOTHING = ("threshold", "n_fresh", "diagnostics", "baseline")

@@ -17,7 +17,7 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
-from plasticity_cl.experiments.directory import disk_errors, start, write_atomically, write_status
+from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import STREAMS, fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
@@ -27,6 +27,7 @@ from plasticity_cl.metrics.wilds import WildsMetric
 from plasticity_cl.scenarios.iwildcam import WildsScenario
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.training import InMemoryExperience, SupervisedTemplate
+from plasticity_cl.writing import write_atomically
 
 _DIAGNOSTICS: dict[str, Callable[[], list[Any]]] = {
     "none": list,
