@@ -1,7 +1,7 @@
 """Every scenario and source by name. Light to import: streams and data are loaded when one is made.
 
-A new one is a file beside the others and a line here. A scenario is a function of a source and its options; a source is a
-function that returns what a scenario takes.
+A new one is a file beside the others and a line here. A scenario is a function of a source and its options; a source
+is a function that returns what a scenario takes.
 """
 
 from __future__ import annotations

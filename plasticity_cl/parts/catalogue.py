@@ -85,7 +85,7 @@ class Catalogue(Mapping[str, Entry]):
         entries: Its lines.
         given: Arguments that the run itself fills in where a constructor has them; they are no options.
         writes_first: Whether the canonical text says the value of the first option where it was not given, so that a
-            name in a table says what was done.
+            name in a table says what was done; and says it alone behind ``=`` where no other was given.
     """
 
     def __init__(
@@ -99,6 +99,11 @@ class Catalogue(Mapping[str, Entry]):
     ) -> None:
         self.kind, self.group = kind, group
         self._entries, self._given, self._writes_first = dict(entries), frozenset(given), writes_first
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Arguments that the run itself fills in."""
+        return self._given
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -180,7 +185,7 @@ class Catalogue(Mapping[str, Entry]):
                 raise UserError(f"{self.kind} {name} needs a value of {option}; write {name}:{option}=VALUE")
         of = {option: of[option] for option in options if option in of}
         texts = {option: values.write(value, options[option].type) for option, value in of.items()}
-        return Chosen(name, of, grammar.write(name, texts, first))
+        return Chosen(name, of, grammar.write(name, texts, first if self._writes_first else None))
 
     def make(self, given: str | Mapping[str, Any], **filled: Any) -> Any:
         """Make a part.

@@ -62,7 +62,7 @@ def write(name: str, options: Mapping[str, str], first: str | None) -> str:
     Args:
         name: Its name.
         options: The text of each option that was given.
-        first: The name of the part's first option, which may stand alone behind ``=``.
+        first: The name of the option that stands alone behind ``=`` where no other was given, if there is one.
     """
     if not options:
         return name

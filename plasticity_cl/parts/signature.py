@@ -1,7 +1,7 @@
 """The options of a part: its constructor's own arguments, read from the source file without importing it.
 
-Importing torch takes longer than any answer to a misspelt option may. Where the source does not say it all (a class whose
-constructor is made at run time, an attribute that is assigned), the part is imported after all and asked.
+Importing torch takes longer than any answer to a misspelt option may. Where the source does not say it all (a class
+whose constructor is made at run time, an attribute that is assigned), the part is imported after all and asked.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ def _read(module: str, attribute: str) -> Signature | None:
     """Read a signature from the source; ``None`` where the source does not say it."""
     found = _find(module, attribute)
     if found is None:
+        _check_defined(module, attribute)
         return None
     home, node = found
     if isinstance(node, ast.FunctionDef):
@@ -198,8 +199,30 @@ def _read(module: str, attribute: str) -> Signature | None:
     return None
 
 
+def _check_defined(module: str, name: str) -> None:
+    """Refuse a name that a module cannot have: one that its source does not define, and that nothing makes later.
+
+    Raises:
+        UserError: With the close matches.
+    """
+    tree = _tree(module)
+    if tree is None or "." in name:
+        return
+    defined: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if not {name, "*", "__getattr__"} & defined:
+        raise unknown_name(f"name in {module}", name, [known for known in defined if not known.startswith("_")])
+
+
 def _of_class(module: str, node: ast.ClassDef) -> Signature | None:
-    owner, home = node, module
+    owner: ast.ClassDef = node
+    home = module
     for _ in range(5):
         init = next((n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if init is not None:
@@ -211,7 +234,7 @@ def _of_class(module: str, node: ast.ClassDef) -> Signature | None:
         found = _find(home, owner.bases[0].id)
         if found is None or not isinstance(found[1], ast.ClassDef):
             return None
-        home, owner = found
+        home, owner = found[0], found[1]
     return None
 
 
@@ -334,10 +357,15 @@ def _subscripted(module: str, name: str, inner: Sequence[ast.expr], depth: int) 
     if name == "Optional":
         return _union([*types, type(None)])
     if name in ("tuple", "Tuple"):
-        return tuple[tuple(types)]  # type: ignore[misc]
+        return _generic(tuple, types)
     if name in ("list", "List", "Sequence"):
-        return tuple[types[0], ...]
+        return _generic(tuple, [types[0], ...])
     return Any
+
+
+def _generic(kind: Any, inner: Sequence[Any]) -> Any:
+    """A generic type of types that are known at run time only."""
+    return kind[tuple(inner)]
 
 
 def _union(types: Sequence[Any]) -> Any:
@@ -345,7 +373,7 @@ def _union(types: Sequence[Any]) -> Any:
     known = [of for of in types if of is not Any]
     if not known or known == [type(None)]:
         return Any if not known or len(known) < len(types) else type(None)
-    return Union[tuple(known)]  # noqa: UP007 - from a list
+    return _generic(Union, known)
 
 
 def _first_line(text: str) -> str:
@@ -410,7 +438,7 @@ def _of_hint(hint: Any) -> Any:
     if origin is Union or (origin is not None and getattr(origin, "__name__", "") == "UnionType"):
         return _union([_of_hint(option) for option in inner])
     if origin is tuple:
-        return tuple[tuple(... if item is ... else _of_hint(item) for item in inner)]  # type: ignore[misc]
+        return _generic(tuple, [... if item is ... else _of_hint(item) for item in inner])
     if origin in (list, Sequence) and inner:
-        return tuple[_of_hint(inner[0]), ...]
+        return _generic(tuple, [_of_hint(inner[0]), ...])
     return Any

@@ -49,7 +49,7 @@ KINDS: dict[str, Any] = {
 _NOTHING = type(None)
 
 
-class _Misfit(ValueError):
+class _MisfitError(ValueError):
     """Says what the value must be."""
 
 
@@ -69,10 +69,14 @@ def read(of: Any, text: str) -> Any:
     for alternative in sorted(_alternatives(of), key=_last_is_text):
         try:
             return _read_one(alternative, text)
-        except _Misfit as error:
+        except _MisfitError as error:
             misfits.append(error)
     # The alternative that came nearest says it best: words first, and none last.
-    raise max(misfits, key=lambda error: (len(error.args) > 1, str(error) != "none")) if misfits else _Misfit("nothing")
+    raise (
+        max(misfits, key=lambda error: (len(error.args) > 1, str(error) != "none"))
+        if misfits
+        else _MisfitError("nothing")
+    )
 
 
 def accept(of: Any, value: Any) -> Any:
@@ -95,7 +99,7 @@ def write(value: Any, of: Any = Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
-        return str(value)
+        return number(float(value)) if abs(value) < 2**53 else str(value)
     if isinstance(value, float):
         return number(value)
     if isinstance(value, tuple | list):
@@ -135,7 +139,8 @@ def words(of: Any) -> str:
         elif limit is not None:
             said.append(limit.words.removeprefix("a "))
         elif _is_many(base):
-            said.append("/".join(words(item) for item in typing.get_args(base) if item is not ...))
+            inner = [words(item) for item in typing.get_args(base) if item is not ...]
+            said.append(f"{inner[0]}/..." if ... in typing.get_args(base) else "/".join(inner))
         else:
             said.append({int: "whole number", float: "number", bool: "true or false"}.get(base, "text"))
     return " or ".join(dict.fromkeys(said))
@@ -182,10 +187,10 @@ def _read_one(of: Any, text: str) -> Any:
     base, bound = _limited(of)
     try:
         value = _read_base(base, text)
-    except _Misfit as error:
-        raise error if bound is None or len(error.args) > 1 else _Misfit(bound.words) from None
+    except _MisfitError as error:
+        raise error if bound is None or len(error.args) > 1 else _MisfitError(bound.words) from None
     if bound is not None and not bound.holds(value):
-        raise _Misfit(bound.words)
+        raise _MisfitError(bound.words)
     return value
 
 
@@ -193,11 +198,11 @@ def _read_base(base: Any, text: str) -> Any:
     if typing.get_origin(base) is Literal:
         known = {write(word): word for word in typing.get_args(base)}
         if text not in known:
-            raise _Misfit(str(unknown_name("word", text, known)).partition("; ")[2], known)
+            raise _MisfitError(str(unknown_name("word", text, known)).partition("; ")[2], known)
         return known[text]
     if base is _NOTHING:
         if text.lower() != "none":
-            raise _Misfit("none")
+            raise _MisfitError("none")
         return None
     if base is bool:
         return _read_word(text, {"true": True, "yes": True, "false": False, "no": False}, "true or false")
@@ -206,13 +211,13 @@ def _read_base(base: Any, text: str) -> Any:
     if _is_many(base):
         return _read_many(base, text)
     if not text:
-        raise _Misfit("a word")
+        raise _MisfitError("a word")
     return text
 
 
 def _read_word(text: str, known: dict[str, Any], what: str) -> Any:
     if text.lower() not in known:
-        raise _Misfit(what)
+        raise _MisfitError(what)
     return known[text.lower()]
 
 
@@ -223,7 +228,7 @@ def _read_number(base: type, text: str) -> float | int:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or (base is int and value != int(value)):
-        raise _Misfit(what)
+        raise _MisfitError(what)
     if base is int:
         # Not through a float, which has no room for the digits of a large one.
         return int(text) if text.strip().lstrip("+-").isdigit() else int(value)
@@ -236,7 +241,7 @@ def _read_many(base: Any, text: str) -> tuple[Any, ...]:
     pieces = [] if text == "" else pieces
     fixed = typing.get_origin(base) is tuple and ... not in typing.get_args(base)
     if fixed and len(pieces) != len(of):
-        raise _Misfit(f"{len(of)} values, for instance {'/'.join(map(str, range(1, len(of) + 1)))}")
+        raise _MisfitError(f"{len(of)} values, for instance {'/'.join(map(str, range(1, len(of) + 1)))}")
     return tuple(
         read(item, piece.strip()) for item, piece in zip(of if fixed else of * len(pieces), pieces, strict=True)
     )
@@ -246,7 +251,7 @@ def _guess(text: str) -> Any:
     for kind in (_NOTHING, int, float):
         try:
             return _read_base(kind, text)
-        except _Misfit:
+        except _MisfitError:
             continue
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -36,8 +36,8 @@ from plasticity_cl.scenarios.iwildcam.groups import (
     rows_of_each,
 )
 from plasticity_cl.scenarios.iwildcam.images import DecodedImages, ImageFiles, ImageStore, Unreadable
-from plasticity_cl.scenarios.iwildcam.sources import CameraTraps
 from plasticity_cl.scenarios.iwildcam.layout import FOLDER, SPLITS, VERSION, check_present
+from plasticity_cl.scenarios.iwildcam.sources import CameraTraps
 from plasticity_cl.training import InMemoryExperience
 
 By = Literal["location", "time", "cluster"]
@@ -221,8 +221,8 @@ def IWildCam(
             of their labels. All when ``None``.
         size: Height and width in pixels, or one number for both.
         cache: The folder for caches of images, ``True`` for that of the source, or else ``images`` in what
-            ``PLASTICITY_CL_DATA`` names or else in ``~/.cache/plasticity-cl``, ``False`` for no cache. A cache takes 3 * height * width bytes for each image of
-            the data set, 5.6 GB in all at 96 x 96.
+            ``PLASTICITY_CL_DATA`` names or else in ``~/.cache/plasticity-cl``, ``False`` for no cache. A cache takes
+            3 * height * width bytes for each image of the data set, 5.6 GB in all at 96 x 96.
         unreadable: ``"raise"`` an error for an image that is missing or broken, or ``"skip"`` and list them, which
             needs a cache.
         seed: Root of the random order and of the clustering.
