@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from plasticity_cl.errors import UserError
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner
 
 
 class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
@@ -38,7 +36,7 @@ class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
         self.strength = strength
 
     @torch.no_grad()
-    def after_backward(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Add the penalty's gradient."""
         for group in strategy.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

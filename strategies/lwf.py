@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
 
 from plasticity_cl.errors import UserError
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner
 
 
 class LwFPlugin(AvalancheLwFPlugin):  # type: ignore[misc]
@@ -30,7 +28,7 @@ class LwFPlugin(AvalancheLwFPlugin):  # type: ignore[misc]
     def __init__(self, alpha: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__(alpha, temperature)
 
-    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Learner, **kwargs: Any) -> None:
         """Keep a copy of the network as the teacher, and the classes that it knows."""
         dataset, lwf = strategy.experience.dataset, self.lwf
         if hasattr(dataset, "targets_task_labels"):

@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.seeding import preserve_rng
+from plasticity_cl.training.learner import Learner
 
 if TYPE_CHECKING:
     from avalanche.benchmarks import DatasetExperience
@@ -25,7 +26,7 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
     """
 
     @abstractmethod
-    def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
+    def change(self, strategy: Learner, inputs: Tensor, target: Tensor) -> None:
         """Change ``strategy.model``, and the optimizer's parameters where they are not all those of the model.
 
         The new network has the old one's device and mode. Gradients may be off, as they are in an evaluation.
@@ -66,10 +67,10 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
             self.change(strategy, inputs.to(strategy.device), target)
         prepared_by.append(self)
 
-    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Change the network when training comes first."""
         self.prepare(strategy, strategy.experience)
 
-    def before_eval_dataset_adaptation(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_eval_dataset_adaptation(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Change the network when evaluation comes first."""
         self.prepare(strategy, strategy.experience)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
 
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner
 
 
 class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
@@ -18,6 +17,6 @@ class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
     et al. 2023, "Understanding Plasticity in Neural Networks"). The first experience starts with an empty state anyway.
     """
 
-    def before_training_exp(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Clear the state."""
         strategy.optimizer.state.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,14 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.losses import make_loss
 from plasticity_cl.seeding import generator
 from plasticity_cl.strategies.network_plugin import NetworkPlugin
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner, set_criterion
 
 
 class ScaleInvariantLossPlugin(NetworkPlugin):
     """Learns a regression as a classification over bins of the target, whose gradients do not grow with the target.
 
     The last layer, ``Linear(d, 1)``, is replaced by a new ``Linear(d, n_bins)``, and the strategy's criterion by a loss
-    of :mod:`plasticity_cl.losses`: ``strategy._criterion.decode(output)`` turns outputs ``[B, n_bins]`` into targets
+    of :mod:`plasticity_cl.losses`: ``criterion_of(strategy).decode(output)`` turns outputs ``[B, n_bins]`` into targets
     ``[B]``. The layer is exchanged within the model, so evaluate ``strategy.model`` through the strategy from then on.
 
     The default range suits targets of unknown size. Where the range is known, ``scale="linear"`` with bins about half
@@ -55,7 +52,7 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
         make_loss(loss, low, high, n_bins, scale)  # so that a wrong argument is said here
         self.loss, self.low, self.high, self.n_bins, self.scale, self.seed = loss, low, high, n_bins, scale, seed
 
-    def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
+    def change(self, strategy: Learner, inputs: Tensor, target: Tensor) -> None:
         """Exchange last layer and criterion."""
         if not target.is_floating_point():
             raise UserError(
@@ -71,7 +68,7 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
         for group in strategy.optimizer.param_groups:
             group["params"] = [replacement.get(parameter, parameter) for parameter in group["params"]]
         criterion = make_loss(self.loss, self.low, self.high, self.n_bins, self.scale)
-        strategy._criterion = criterion.to(strategy.device)
+        set_criterion(strategy, criterion.to(strategy.device))
 
 
 def _last_layer(network: nn.Module, inputs: Tensor) -> nn.Linear:

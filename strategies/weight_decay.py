@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from plasticity_cl.errors import UserError
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner
 
 
 class WeightDecayPlugin(SupervisedPlugin):  # type: ignore[misc]
@@ -35,7 +33,7 @@ class WeightDecayPlugin(SupervisedPlugin):  # type: ignore[misc]
         self.strength = strength
 
     @torch.no_grad()
-    def before_update(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Shrink the weights."""
         for group in strategy.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

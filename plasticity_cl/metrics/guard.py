@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.training.learner import Learner
 
 State = TypeVar("State")
 Found = TypeVar("Found")
@@ -40,7 +41,7 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
             if name.startswith(("before_", "after_")) and callable(hook):
                 setattr(cls, name, _guarded(name, hook))
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Drop what is no longer true now that the hook ``event`` has raised; forgets everything if not overridden."""
         self.reset()
 
@@ -75,7 +76,7 @@ def one_line(error: Exception) -> str:
 def _guarded(event: str, hook: Callable[..., Any]) -> Callable[..., Any]:
     # The name of the class stays in __qualname__, by which the template tells who acts at an event.
     @functools.wraps(hook)
-    def guarded(self: GuardedMetric, strategy: Any, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: GuardedMetric, strategy: Learner, *args: Any, **kwargs: Any) -> Any:
         if self._is_guarding:
             return hook(self, strategy, *args, **kwargs)
         self._is_guarding = True
@@ -108,7 +109,7 @@ class PerStrategy(Generic[State]):
         self._states: dict[int, tuple[weakref.ref[Any], State]] = {}
         self.latest = make()
 
-    def of(self, strategy: Any) -> State:
+    def of(self, strategy: Learner) -> State:
         """What is known of ``strategy``, which becomes the latest one."""
         known = self._states.get(id(strategy))
         if known is None or known[0]() is not strategy:
@@ -117,7 +118,7 @@ class PerStrategy(Generic[State]):
         self.latest = known[1]
         return known[1]
 
-    def replace(self, strategy: Any) -> State:
+    def replace(self, strategy: Learner) -> State:
         """Forget what is known of ``strategy``, and begin again."""
         self._states.pop(id(strategy), None)
         return self.of(strategy)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
@@ -27,6 +28,7 @@ from plasticity_cl.metrics.scores import (
 )
 from plasticity_cl.training import SupervisedTemplate
 from plasticity_cl.training.deferred import Losses, Weights
+from plasticity_cl.training.learner import Learner, criterion_of
 
 
 class _TaskLoss:
@@ -42,16 +44,16 @@ class _TaskLoss:
         self._listens = False
         self.is_sum = False
 
-    def watch(self, strategy: Any) -> None:
+    def watch(self, strategy: AvalancheTemplate) -> None:
         """Listen to ``strategy`` from now on."""
-        known = look_up(strategy._criterion)
+        known = look_up(criterion_of(strategy))
         self.is_sum = known.plain and known.options.get("reduction") == "sum"
         self.unwatch(strategy)
         if type(strategy).criterion is not SupervisedTemplate.criterion or "criterion" in vars(strategy):
             strategy.criterion = _Listener(self, strategy)
             self._listens = True
 
-    def unwatch(self, strategy: Any) -> None:
+    def unwatch(self, strategy: AvalancheTemplate) -> None:
         """Leave the strategy as it was."""
         listener = vars(strategy).get("criterion")
         if isinstance(listener, _Listener):
@@ -62,12 +64,12 @@ class _TaskLoss:
         self._output = self._loss = None
         self._listens = False
 
-    def hear(self, strategy: Any, loss: Tensor) -> None:
+    def hear(self, strategy: AvalancheTemplate, loss: Tensor) -> None:
         """Take note of a loss; of several for one batch of outputs the first is the strategy's own."""
         if strategy.mb_output is not self._output:
             self._output, self._loss = strategy.mb_output, loss.detach()
 
-    def of(self, strategy: Any) -> Tensor:
+    def of(self, strategy: AvalancheTemplate) -> Tensor:
         """The loss of the current batch.
 
         Raises:
@@ -83,7 +85,7 @@ class _TaskLoss:
 class _Listener:
     """Stands in for a strategy's ``criterion``, and tells what it gave."""
 
-    def __init__(self, task_loss: _TaskLoss, strategy: Any) -> None:
+    def __init__(self, task_loss: _TaskLoss, strategy: AvalancheTemplate) -> None:
         self.was_set = "criterion" in vars(strategy)
         self.criterion = strategy.criterion
         self._task_loss, self._strategy = task_loss, strategy
@@ -170,26 +172,26 @@ class LearningCurveMetric(GuardedMetric):
         run = self._runs.latest
         return list(run.curve) if run.has_score else []
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Learner) -> None:
         """Start the curve of an experience."""
         run = self._runs.of(strategy)
         if run.passage.begin(strategy.experience):
             run.begin()
 
-    def before_training_epoch(self, strategy: Any) -> None:
+    def before_training_epoch(self, strategy: Learner) -> None:
         """Start an epoch."""
         run = self._runs.of(strategy)
         run.score = run.losses = run.weights = None
         run.task_loss.watch(strategy)
 
-    def after_training_iteration(self, strategy: Any) -> None:
+    def after_training_iteration(self, strategy: Learner) -> None:
         """Take in a batch, without waiting for the device."""
         run = self._runs.of(strategy)
         run.steps += 1
         run.has_score = run.has_score and bool(self.attempt(_BATCH, self._take_score, run, strategy))
         run.has_loss = run.has_loss and bool(self.attempt(_BATCH, self._take_loss, run, strategy))
 
-    def after_training_epoch(self, strategy: Any) -> list[MetricValue]:
+    def after_training_epoch(self, strategy: Learner) -> list[MetricValue]:
         """Close an epoch, and emit its score."""
         run = self._runs.of(strategy)
         run.task_loss.unwatch(strategy)
@@ -201,7 +203,7 @@ class LearningCurveMetric(GuardedMetric):
         run.steps_of.append(run.steps)
         return [MetricValue(self, "learning_curve/score/train", score, run.epochs)]
 
-    def after_training_exp(self, strategy: Any) -> list[Scalar]:
+    def after_training_exp(self, strategy: Learner) -> list[Scalar]:
         """Emit what the curve says."""
         run = self._runs.of(strategy)
         if run.has_loss and run.losses is not None:
@@ -220,26 +222,26 @@ class LearningCurveMetric(GuardedMetric):
             scalars.append(Scalar(self, "loss", "task_loss", run.loss_sum / run.weight_sum, k, stream="train"))
         return scalars
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Give no value for this experience."""
         run = self._runs.of(strategy)
         run.begin()
         run.task_loss.unwatch(strategy)
         run.has_score = run.has_loss = False
 
-    def _take_score(self, run: _Run, strategy: Any) -> bool:
+    def _take_score(self, run: _Run, strategy: Learner) -> bool:
         if run.score is None:
-            run.predict = predictor_for(strategy._criterion)
+            run.predict = predictor_for(criterion_of(strategy))
         output, target = run.predict(strategy.mb_output), strategy.mb_y
         if run.score is None:
-            run.score = score_for(output, target, strategy._criterion, self._choice)
+            run.score = score_for(output, target, criterion_of(strategy), self._choice)
         run.score.update(output, target)
         return True
 
-    def _take_loss(self, run: _Run, strategy: Any) -> bool:
+    def _take_loss(self, run: _Run, strategy: Learner) -> bool:
         target = strategy.mb_y
         if run.losses is None:
-            run.losses, run.weights = Losses(), _weights(strategy._criterion, target)
+            run.losses, run.weights = Losses(), _weights(criterion_of(strategy), target)
         run.losses.add(run.task_loss.of(strategy), len(target))
         if run.weights is not None:
             run.weights.add(target)

@@ -30,10 +30,11 @@ from plasticity_cl.diagnostics.ntk import alignment_scalars, spectrum_scalars
 from plasticity_cl.diagnostics.trainability import RandomTargetFit
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.last_step import LastStep
-from plasticity_cl.metrics.look import Batch, inner_network, looking
+from plasticity_cl.metrics.look import inner_network, looking
 from plasticity_cl.metrics.pictures import network_picture
 from plasticity_cl.metrics.probe import At, ProbeMetric, ProbeRun
 from plasticity_cl.metrics.scalar import Shown
+from plasticity_cl.training.learner import Batch, Learner, criterion_of
 
 
 class UnitMetric(ProbeMetric):
@@ -49,13 +50,13 @@ class UnitMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> Any:
+    def remember(self, strategy: Learner, run: ProbeRun) -> Any:
         """Take the moments at initialisation."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
             return unit_statistics(look.model, run.probe.inputs)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Every quantity, in total and by layer."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
@@ -81,7 +82,7 @@ class FeatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Every rank, and the norm."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
@@ -109,16 +110,16 @@ class NormMetric(ProbeMetric):
     def __init__(self, every: int = 1, at: At = "end") -> None:
         super().__init__(2, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> Any:
+    def remember(self, strategy: Learner, run: ProbeRun) -> Any:
         """Take the norms at initialisation."""
         network = inner_network(strategy.model)
         return parameter_norm(network).layers, _shapes(network)
 
-    def prepare(self, strategy: Any) -> LastStep:
+    def prepare(self, strategy: Learner) -> LastStep:
         """Watch for the last step of the experience."""
         return LastStep(strategy)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """The norms, in total and by layer."""
         network = inner_network(strategy.model)
         norm = parameter_norm(network)
@@ -154,7 +155,7 @@ class TargetMetric(ProbeMetric):
     def __init__(self, size: int = 1024, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Statistics of the targets, and the share of the output bias."""
         targets = self.samples(strategy).targets
         if not targets.is_floating_point():
@@ -162,7 +163,7 @@ class TargetMetric(ProbeMetric):
         shares = self.attempt("shares of the output", self._shares, strategy, run)
         return target_statistics(targets).scalars() | (shares or {})
 
-    def _shares(self, strategy: Any, run: ProbeRun) -> dict[str, float]:
+    def _shares(self, strategy: Learner, run: ProbeRun) -> dict[str, float]:
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
             return {
@@ -189,7 +190,7 @@ class KernelMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Scalars of both Gram matrices."""
         batch = self.samples(strategy)
         values: dict[str, float] = {}
@@ -198,13 +199,13 @@ class KernelMetric(ProbeMetric):
         return values
 
     @staticmethod
-    def _kernel(strategy: Any, batch: Batch) -> dict[str, float]:
+    def _kernel(strategy: Learner, batch: Batch) -> dict[str, float]:
         with looking(strategy, batch) as look:
             kernel = empirical_ntk(look.model, batch.inputs)
         return {f"ntk_{name}": value for name, value in spectrum_scalars(kernel).items()}
 
     @staticmethod
-    def _gradients(strategy: Any, batch: Batch) -> dict[str, float]:
+    def _gradients(strategy: Learner, batch: Batch) -> dict[str, float]:
         with looking(strategy, batch) as look:
             gram = empirical_ntk(look.model, batch.inputs, kind="loss", targets=batch.targets, loss=look.loss)
         return {f"gradient_{name}": value for name, value in alignment_scalars(gram).items()}
@@ -222,7 +223,7 @@ class CurvatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Both eigenvalues."""
         batch = self.samples(strategy)
         with looking(strategy, batch) as look:
@@ -248,11 +249,11 @@ class TrainabilityMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> RandomTargetFit:
+    def remember(self, strategy: Learner, run: ProbeRun) -> RandomTargetFit:
         """Fit the initialisation; the probe batch and its targets stay the same, so once is enough."""
         return self._fit(strategy, run)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """The mean loss and its ratio."""
         fit = self._fit(strategy, run)
         if run.initial is None:
@@ -260,9 +261,9 @@ class TrainabilityMetric(ProbeMetric):
         return {"probe_loss": fit.loss, "probe_loss_ratio": Trainability(fit, run.initial).ratio}
 
     @staticmethod
-    def _fit(strategy: Any, run: ProbeRun) -> RandomTargetFit:
+    def _fit(strategy: Learner, run: ProbeRun) -> RandomTargetFit:
         assert run.probe is not None
-        encoded = hasattr(strategy._criterion, "decode")
+        encoded = hasattr(criterion_of(strategy), "decode")
         task = "regression" if run.probe.targets.is_floating_point() and not encoded else "classification"
         with looking(strategy, run.probe) as look:
             return fit_random_targets(
@@ -293,16 +294,16 @@ class PictureMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """No number."""
         return {}
 
-    def pictures(self, strategy: Any, run: ProbeRun) -> Iterable[tuple[str, Any]]:
+    def pictures(self, strategy: Learner, run: ProbeRun) -> Iterable[tuple[str, Any]]:
         """The image and the histograms."""
         for name, draw in (("network", self._image), ("weights", self._weights), ("preactivations", self._units)):
             yield from self.attempt(name, draw, strategy, run) or ()
 
-    def _image(self, strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _image(self, strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         batch = self.samples(strategy)
         with looking(strategy, batch) as look:
             kernel = empirical_ntk(look.model, batch.inputs)
@@ -310,7 +311,7 @@ class PictureMetric(ProbeMetric):
         return [("pictures/network", Shown(network_picture(kernel, batch.targets, line)))]
 
     @staticmethod
-    def _weights(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _weights(strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         histograms: list[tuple[str, Shown]] = []
         for name, module in inner_network(strategy.model).named_modules():
             own = [parameter.detach().flatten() for parameter in module.parameters(recurse=False)]
@@ -318,7 +319,7 @@ class PictureMetric(ProbeMetric):
         return histograms
 
     @staticmethod
-    def _units(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _units(strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
             statistics = unit_statistics(look.model, run.probe.inputs)

@@ -28,6 +28,8 @@ from plasticity_cl.metrics.identity import (
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import Choice
 from plasticity_cl.metrics.separation import Separation, separate
+from plasticity_cl.training.avalanche_names import joint_experiences
+from plasticity_cl.training.learner import Learner
 
 Reference = Mapping[str, Sequence[float]] | FreshFactory
 
@@ -138,24 +140,24 @@ class SeparationMetric(GuardedMetric):
             separations[stream] = separate(*([scores.get(k, NAN) for k in range(max(known) + 1)] for scores in columns))
         return separations
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Drop the score that was being taken; what was measured before stays."""
         self._failed = True
 
-    def before_training(self, strategy: Any) -> None:
+    def before_training(self, strategy: Learner) -> None:
         """Note how the training begins, for the fresh networks."""
         self._runs.of(strategy).first_of_train = True
         if self._fresh_networks is not None:
             self._fresh_networks.before_training(strategy)
 
-    def before_train_dataset_adaptation(self, strategy: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Learner) -> None:
         """Note how the training on an experience begins, where it is not the first in one call of ``train()``."""
         run = self._runs.of(strategy)
         if self._fresh_networks is not None and not run.first_of_train:
             self._fresh_networks.before_experience()
         run.first_of_train = False
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Learner) -> None:
         """Train the fresh network of this experience, where a factory was given."""
         run = self._runs.of(strategy)
         run.at_end_of_training = {}
@@ -163,7 +165,7 @@ class SeparationMetric(GuardedMetric):
         if self._fresh_networks is not None:
             self._fresh_networks.train(strategy)
 
-    def after_training_exp(self, strategy: Any) -> list[Scalar]:
+    def after_training_exp(self, strategy: Learner) -> list[Scalar]:
         """Count the experience as learned; an evaluation after its very last step stands for A_kk."""
         run = self._runs.of(strategy)
         run.just_trained, run.training = run.training, frozenset()
@@ -175,29 +177,29 @@ class SeparationMetric(GuardedMetric):
                     values += self._take(run, stream, k, score, fresh)
         return values
 
-    def after_training(self, strategy: Any) -> None:
+    def after_training(self, strategy: Learner) -> None:
         """Note how the training ended, for the fresh networks."""
         self._runs.of(strategy)
         if self._fresh_networks is not None:
             self._fresh_networks.after_training(strategy)
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: Learner) -> None:
         """Start to note which experiences the evaluation covers."""
         run = self._runs.of(strategy)
         if self._fresh_networks is not None:
             self._fresh_networks.remember(strategy)
         run.evaluated = defaultdict(set)
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Learner) -> None:
         """Start the score of an experience."""
         self._failed = False
         self._current.before_eval_exp(strategy)
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Learner) -> None:
         """Take in a batch."""
         self._current.after_eval_iteration(strategy)
 
-    def after_eval_exp(self, strategy: Any) -> list[Scalar]:
+    def after_eval_exp(self, strategy: Learner) -> list[Scalar]:
         """Take the score for A_kk, A_Kk or the score before training, whichever it is."""
         run, score = self._runs.of(strategy), NAN if self._failed else self._current.result()
         self._current.reset()
@@ -228,7 +230,7 @@ class SeparationMetric(GuardedMetric):
             return [Scalar(self, "plasticity", "score_before_training", score, k, stream=stream)]
         return []
 
-    def after_eval(self, strategy: Any) -> list[Scalar]:
+    def after_eval(self, strategy: Learner) -> list[Scalar]:
         """Emit what was forgotten of the earlier experiences that the evaluation covered."""
         run, values = self._runs.of(strategy), []
         for stream, covered in run.evaluated.items():
@@ -251,7 +253,7 @@ class SeparationMetric(GuardedMetric):
     def _new_run(self) -> _Run:
         return _Run(None if self._factory is None else FreshNetworks(self._factory))
 
-    def _begin(self, run: _Run, strategy: Any) -> None:
+    def _begin(self, run: _Run, strategy: Learner) -> None:
         """Note what the training is on. Where it was trained on before, its new scores take the old ones' place."""
         experience = strategy.experience
         benchmark = benchmark_of(experience)
@@ -266,7 +268,7 @@ class SeparationMetric(GuardedMetric):
         self._check_given(run, experience)
         numbers = [number_of(experience)]
         if isinstance(strategy, JointTraining):
-            numbers = [number_of(joint) for joint in strategy._experiences]
+            numbers = [number_of(joint) for joint in joint_experiences(strategy)]
         run.training = frozenset(numbers)
         goes_on = isinstance(experience, OnlineCLExperience) and run.just_trained == run.training
         again = [k for k in numbers if k in run.trained]
@@ -321,7 +323,7 @@ class SeparationMetric(GuardedMetric):
             if not math.isnan(value)
         ]
 
-    def _fresh_score(self, strategy: Any) -> float:
+    def _fresh_score(self, strategy: Learner) -> float:
         networks = self._fresh_networks
         return NAN if networks is None else networks.score(strategy, ExperienceScore(self._choice))
 
@@ -343,7 +345,7 @@ class SeparationMetric(GuardedMetric):
             warnings.warn(f"{type(self).__name__}: {what}", stacklevel=4)
 
 
-def _state_of_network(strategy: Any) -> list[float]:
+def _state_of_network(strategy: Learner) -> list[float]:
     """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does.
 
     Two sums over each tensor: versions that PyTorch counts miss what is written to ``parameter.data``.

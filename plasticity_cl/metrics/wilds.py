@@ -15,6 +15,7 @@ from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import logits_of
+from plasticity_cl.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,15 @@ class WildsMetric(GuardedMetric):
         """The scores of each watched stream in the last evaluation, over the experiences that it covered."""
         return {stream: wilds_scores(counts, self._classes[stream]) for stream, counts in self._of_stream.items()}
 
-    def after_training_exp(self, strategy: Any) -> None:
+    def after_training_exp(self, strategy: Learner) -> None:
         """Note how far the training has come."""
         self._trained.of(strategy).begin(strategy.experience)
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: Learner) -> None:
         """Start an evaluation."""
         self.reset()
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Learner) -> None:
         """Start an experience."""
         stream = strategy.experience.origin_stream.name
         self._confusion = None
@@ -124,12 +125,12 @@ class WildsMetric(GuardedMetric):
             shape = (self._n_classes, self._n_classes)
             self._confusion = torch.zeros(shape, dtype=torch.int64, device=strategy.device)
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Learner) -> None:
         """Count a batch."""
         if self._confusion is not None:
             add_to_confusion(self._confusion, logits_of(strategy.mb_output).argmax(1), strategy.mb_y)
 
-    def after_eval_exp(self, strategy: Any) -> list[Scalar]:
+    def after_eval_exp(self, strategy: Learner) -> list[Scalar]:
         """Emit the scores of the experience."""
         if self._confusion is None:
             return []
@@ -140,7 +141,7 @@ class WildsMetric(GuardedMetric):
         self._whole[stream.name] = _n_experiences(stream)
         return self._emit("", wilds_scores(self._confusion, self._classes[stream.name]), stream.name, number)
 
-    def after_eval(self, strategy: Any) -> list[Scalar]:
+    def after_eval(self, strategy: Learner) -> list[Scalar]:
         """Emit the scores of the streams that were covered."""
         values = []
         for stream, scores in self.result().items():
