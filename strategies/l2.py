@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.strategies.intervention import Intervention
 from plasticity_cl.training.learner import Learner
 
 
-class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
+class L2Plugin(Intervention):
     """Adds the gradient of ``strength * sum(w ** 2)``, which is ``2 * strength * w``, to the gradients.
 
     The sum is over every parameter that is optimised and has a gradient, biases and normalisation included; others are

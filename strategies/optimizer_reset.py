@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.training.plugins import SupervisedPlugin
-
+from plasticity_cl.strategies.intervention import Intervention
 from plasticity_cl.training.learner import Learner
 
 
-class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
+class OptimizerResetPlugin(Intervention):
     """Forgets the optimizer's moments, momenta and step counts where an experience begins; weights stay.
 
     Avalanche carries the optimizer's state from one experience to the next. Adam's second moments are then those of the

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.strategies.intervention import Intervention
 from plasticity_cl.training.learner import Learner
 
 
-class WeightDecayPlugin(SupervisedPlugin):  # type: ignore[misc]
+class WeightDecayPlugin(Intervention):
     """Shrinks weights before each step of the optimizer: ``w <- (1 - lr * strength) * w``.
 
     With Adam this is AdamW (Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form, where the learning rate is a

@@ -76,6 +76,7 @@ class FreshNetworks:
             self._uncopied = "the strategy had trained already when the metric met it"
             return
         self._in_use.update(dict.fromkeys(strategy.model.parameters()))
+        self._optimizer, self._plugins = strategy.optimizer, list(strategy.plugins)
         made = self._new()
         if isinstance(made, BaseTemplate):
             return
@@ -89,6 +90,28 @@ class FreshNetworks:
         except CopyError as error:
             self._uncopied = str(error)
         self._warn_of_early_plugins(strategy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings with which the last training ended, and those that fresh networks are trained with."""
+        template: Any = self._template
+        followed = None
+        if template is not None:
+            groups = [_hyperparameters(group) for group in template.optimizer.param_groups]
+            followed = {"settings": _settings(template), "hyperparameters": groups}
+        return {"settings": self._settings, "hyperparameters": self._hyperparameters, "followed": followed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, after :meth:`remember`.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._settings, self._hyperparameters = dict(state["settings"]), list(state["hyperparameters"])
+        template: Any = self._template
+        if template is not None and state["followed"] is not None:
+            vars(template).update(state["followed"]["settings"])
+            for group, saved in zip(template.optimizer.param_groups, state["followed"]["hyperparameters"], strict=True):
+                group.update(copy.deepcopy(saved))
 
     def before_training(self, strategy: AvalancheTemplate) -> None:
         """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
@@ -232,7 +255,7 @@ class FreshNetworks:
         raise UserError(f"no fresh networks: {why}; {_ADVICE}")
 
     def _note_settings(self, strategy: AvalancheTemplate) -> None:
-        self._settings = {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
+        self._settings = _settings(strategy)
         self._optimizer = strategy.optimizer
         self._hyperparameters = [_hyperparameters(group) for group in strategy.optimizer.param_groups]
         self._plugins = list(strategy.plugins)
@@ -257,6 +280,10 @@ class FreshNetworks:
             for name, value in _hyperparameters(group).items():
                 if not _same(value, known.get(name)):
                     copied[name] = copy.deepcopy(value)
+
+
+def _settings(strategy: AvalancheTemplate) -> dict[str, Any]:
+    return {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
 
 
 def _looks(part: Any) -> str:

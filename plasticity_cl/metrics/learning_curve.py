@@ -96,6 +96,9 @@ class _Listener:
         return loss
 
 
+_KEPT = ("curve", "steps_of", "steps", "epochs", "loss_sum", "weight_sum", "has_score", "has_loss")
+
+
 @dataclass
 class _Run:
     """What is known of one strategy's run."""
@@ -116,6 +119,15 @@ class _Run:
     weight_sum: float = 0.0
     has_score: bool = True
     has_loss: bool = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far: between two experiences nothing else is going on."""
+        return {"passage": self.passage.state_dict(), **{name: getattr(self, name) for name in _KEPT}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Run:
+        """The run that :meth:`state_dict` was of."""
+        return cls(passage=Passage.from_state(state["passage"]), **{name: state[name] for name in _KEPT})
 
     def begin(self) -> None:
         """Start the curve of an experience."""
@@ -166,6 +178,18 @@ class LearningCurveMetric(GuardedMetric):
     def reset(self) -> None:
         """Forget every curve."""
         self._runs = PerStrategy(_Run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learning curve so far, and the epochs of the run."""
+        return self._runs.alone().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._runs.adopt(_Run.from_state(state))
 
     def result(self) -> list[float]:
         """The learning curve of the current experience so far, of the strategy met last: a score a finished epoch."""

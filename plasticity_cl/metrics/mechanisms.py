@@ -54,7 +54,7 @@ class UnitMetric(ProbeMetric):
         """Take the moments at initialisation."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
-            return unit_statistics(look.model, run.probe.inputs)
+            return unit_statistics(look.model, run.probe.inputs).moments
 
     def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Every quantity, in total and by layer."""
@@ -253,6 +253,14 @@ class TrainabilityMetric(ProbeMetric):
         """Fit the initialisation; the probe batch and its targets stay the same, so once is enough."""
         return self._fit(strategy, run)
 
+    def save_initial(self, initial: RandomTargetFit) -> dict[str, Any]:
+        """The fields of the fit."""
+        return dict(vars(initial))
+
+    def load_initial(self, saved: dict[str, Any]) -> RandomTargetFit:
+        """The fit."""
+        return RandomTargetFit(**saved)
+
     def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """The mean loss and its ratio."""
         fit = self._fit(strategy, run)
@@ -337,11 +345,11 @@ def _histogram(name: str, values: list[Tensor]) -> list[tuple[str, Shown]]:
     return [(name, Shown(joined))] if joined.numel() else []
 
 
-def _shapes(network: nn.Module) -> dict[str, list[torch.Size]]:
+def _shapes(network: nn.Module) -> dict[str, list[list[int]]]:
     """The shapes of the parameters of each layer, layers named as :func:`parameter_norm` names them."""
-    shapes: dict[str, list[torch.Size]] = {}
+    shapes: dict[str, list[list[int]]] = {}
     for name, parameter in network.named_parameters():
-        shapes.setdefault(name.rpartition(".")[0] or name, []).append(parameter.shape)
+        shapes.setdefault(name.rpartition(".")[0] or name, []).append(list(parameter.shape))
     return shapes
 
 

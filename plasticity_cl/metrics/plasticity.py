@@ -34,6 +34,10 @@ from plasticity_cl.training.learner import Learner
 Reference = Mapping[str, Sequence[float]] | FreshFactory
 
 
+_TABLES = ("learned", "latest", "fresh")
+_KEPT = ("trained", "n_trained_stream", "lengths", "checked", "moved_on")
+
+
 @dataclass
 class _Run:
     """What is known of one strategy's run. Scores are by stream, then by experience."""
@@ -58,6 +62,28 @@ class _Run:
     checked: bool = False
     moved_on: bool = False
     """Whether the run has gone on to another benchmark, for which no scores were given."""
+    resumed: bool = False
+    """Whether the run was loaded, and the benchmark that it goes on with has not been seen yet."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The table, and what the next evaluation and the next training go by."""
+        tables = {name: {s: dict(scores) for s, scores in getattr(self, name).items()} for name in _TABLES}
+        return {
+            **tables,
+            **{name: getattr(self, name) for name in _KEPT},
+            "just_trained": sorted(self.just_trained),
+            "fresh_networks": None if self.fresh_networks is None else self.fresh_networks.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for name in _TABLES:
+            setattr(self, name, defaultdict(dict, {stream: dict(scores) for stream, scores in state[name].items()}))
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self.just_trained, self.resumed = frozenset(state["just_trained"]), True
+        if self.fresh_networks is not None:
+            self.fresh_networks.load_state_dict(state["fresh_networks"])
 
 
 class SeparationMetric(GuardedMetric):
@@ -122,6 +148,26 @@ class SeparationMetric(GuardedMetric):
         """Forget every score; a given reference stays."""
         self._runs = PerStrategy(self._new_run)
         self._current.reset()
+
+    def meet(self, strategy: Learner) -> None:
+        """Copy a strategy as it is before its first training, where fresh networks are to be trained beside it."""
+        self._runs.of(strategy)
+        if self._fresh_networks is not None:
+            self._fresh_networks.remember(strategy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every score; the last fresh network is left out, so that its score is to be taken before."""
+        return self._runs.alone().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; with fresh networks, after :meth:`meet`.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        run = self._runs.alone()
+        run.load_state_dict(state)
+        self._runs.adopt(run)
 
     def without_reference(self) -> SeparationMetric:
         """The same metric for a fresh network, which has no reference itself."""
@@ -257,13 +303,14 @@ class SeparationMetric(GuardedMetric):
         """Note what the training is on. Where it was trained on before, its new scores take the old ones' place."""
         experience = strategy.experience
         benchmark = benchmark_of(experience)
-        if run.trained and benchmark is not run.benchmark:
+        if run.trained and benchmark is not run.benchmark and not run.resumed:
             self._say(
                 "the run goes on with another benchmark, whose experiences have the same numbers: a new table begins"
                 + (", without the scores that were given" if self._given else "")
             )
             run.learned, run.latest, run.fresh = defaultdict(dict), defaultdict(dict), defaultdict(dict)
             run.trained, run.just_trained, run.moved_on = [], frozenset(), True
+        run.resumed = False
         run.benchmark, run.n_trained_stream = benchmark, stream_length(experience)
         self._check_given(run, experience)
         numbers = [number_of(experience)]

@@ -93,6 +93,41 @@ class ProbeMetric(GuardedMetric):
         """The last values by name, layers as ``name/layer``, of the strategy met last; empty before the first."""
         return dict(self._runs.latest.last)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The probe batch, what was remembered of the initialisation, and how far the training has come."""
+        run = self._runs.alone()
+        return {
+            "probe": None if run.probe is None else dict(vars(run.probe)),
+            "initial": None if run.initial is None else self.save_initial(run.initial),
+            "passage": run.passage.state_dict(),
+            "last": dict(run.last),
+            "begun": run.begun,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._runs.adopt(
+            ProbeRun(
+                probe=None if state["probe"] is None else Batch(**state["probe"]),
+                initial=None if state["initial"] is None else self.load_initial(state["initial"]),
+                passage=Passage.from_state(state["passage"]),
+                last=dict(state["last"]),
+                begun=state["begun"],
+            )
+        )
+
+    def save_initial(self, initial: Any) -> Any:
+        """What :meth:`remember` took, as tensors, numbers and collections of them; as it is if not overridden."""
+        return initial
+
+    def load_initial(self, saved: Any) -> Any:
+        """What :meth:`save_initial` saved, as :meth:`remember` took it."""
+        return saved
+
     def before_training_exp(self, strategy: Learner) -> list[MetricValue]:
         """Draw the probe batch from the first experience; look, if this is the moment."""
         run, experience = self._runs.of(strategy), strategy.experience

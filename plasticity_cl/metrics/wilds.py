@@ -98,6 +98,18 @@ class WildsMetric(GuardedMetric):
         self._trained = PerStrategy(Passage)
         self.reset()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training has come; an evaluation begins anew."""
+        return {"trained": self._trained.alone().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._trained.adopt(Passage.from_state(state["trained"]))
+
     def reset(self) -> None:
         """Forget what was evaluated."""
         self._confusion: Tensor | None = None
