@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.last_layer import output_layer
 from plasticity_cl.errors import UserError
 from plasticity_cl.losses import make_loss
 from plasticity_cl.seeding import generator
@@ -61,7 +61,13 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
             )
         if target.shape not in ((1,), (1, 1)):
             raise UserError(f"the scale-invariant loss takes one target a sample, got {list(target.shape[1:])}")
-        old = _last_layer(strategy.model, inputs)
+        old = output_layer(strategy.model, inputs)
+        if old is None or old.out_features != 1:
+            raise UserError(
+                "the scale-invariant loss replaces a last layer Linear(..., 1), and the output of "
+                f"{type(strategy.model).__name__} does not come directly out of one: give a network that ends in such "
+                "a layer"
+            )
         new = _make_linear(old, self.n_bins, self.seed)
         strategy.model = _replace(strategy.model, old, new)
         replacement = dict(zip(old.parameters(), new.parameters(), strict=True))
@@ -69,30 +75,6 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
             group["params"] = [replacement.get(parameter, parameter) for parameter in group["params"]]
         criterion = make_loss(self.loss, self.low, self.high, self.n_bins, self.scale)
         set_criterion(strategy, criterion.to(strategy.device))
-
-
-def _last_layer(network: nn.Module, inputs: Tensor) -> nn.Linear:
-    """Find the ``Linear`` with one output that the network's output comes out of, by running the network."""
-    calls: list[tuple[nn.Linear, Tensor]] = []
-
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append((module, output))
-
-    hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, nn.Linear)]
-    try:
-        with undisturbed(network), torch.no_grad():
-            result = network(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer, output in calls:
-        if output is result and layer.out_features == 1:
-            return layer
-    raise UserError(
-        f"the scale-invariant loss replaces a last layer Linear(..., 1), and the output of {type(network).__name__} "
-        "does not come directly out of one: give a network that ends in such a layer"
-    )
 
 
 def _make_linear(like: nn.Linear, n_outputs: int, seed: int) -> nn.Linear:

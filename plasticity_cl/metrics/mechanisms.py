@@ -41,8 +41,12 @@ class UnitMetric(ProbeMetric):
     """Units and preactivations (mechanism 1) on the probe batch, against the network's own initialisation on it.
 
     Emitted: ``units/...``, every quantity of :func:`~plasticity_cl.diagnostics.unit_statistics`, in total and by layer.
-    A network that has other units since, because it grew, gets those that need no initialisation, and one warning. See
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    A network that has other units since, because it grew, gets those that need no initialisation, and one warning.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "units"
@@ -74,7 +78,12 @@ class FeatureMetric(ProbeMetric):
     """Ranks and norm of the features, the input of the last linear layer, on the probe batch.
 
     Emitted: ``features/...``, every quantity of :func:`~plasticity_cl.diagnostics.feature_rank`, and
-    ``features/feature_norm``. See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    ``features/feature_norm``.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "features"
@@ -101,7 +110,9 @@ class NormMetric(ProbeMetric):
         :class:`~plasticity_cl.metrics.last_step.LastStep`.
         ``norms/effective_learning_rate``: for SGD and Adam-like optimizers.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "norms"
@@ -147,7 +158,10 @@ class TargetMetric(ProbeMetric):
         ``targets/target_mean``, ``targets/target_std``, ``targets/offset_to_scale``: of samples of the experience.
         ``targets/output_bias_share``, ``targets/output_top_direction_share``: on the probe batch.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, and in the probe batch, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "targets"
@@ -182,7 +196,10 @@ class KernelMetric(ProbeMetric):
         samples' losses. To be compared with the network's own initialisation, which ``at="start"`` shows at the first
         experience.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "kernel"
@@ -214,8 +231,12 @@ class KernelMetric(ProbeMetric):
 class CurvatureMetric(ProbeMetric):
     """Both ends of the Hessian's spectrum, of the task loss on samples of the experience.
 
-    Emitted: ``curvature/hessian_largest`` (the sharpness) and ``curvature/hessian_smallest`` (a Ritz value). See
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Emitted: ``curvature/hessian_largest`` (the sharpness) and ``curvature/hessian_smallest`` (a Ritz value).
+
+    Args:
+        size: Samples of the experience, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "curvature"
@@ -238,9 +259,13 @@ class TrainabilityMetric(ProbeMetric):
     ``trainability/probe_loss_ratio``, over that of the initialisation: above 1 is less trainable than fresh. Outputs
     are classified for class labels and for criteria that encode their targets, and regressed on otherwise; with a
     fresh Adam at the better of two learning rates, two targets each. A head that grew is fitted on the outputs that
-    were in use at initialisation. See :func:`~plasticity_cl.diagnostics.trainability`, and
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments. The first experience is passed over unless it
-    is due anyway: the initialisation is known.
+    were in use at initialisation. See :func:`~plasticity_cl.diagnostics.trainability`. The first experience is passed
+    over unless it is due anyway: the initialisation is known.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "trainability"
@@ -294,7 +319,10 @@ class PictureMetric(ProbeMetric):
         ``preactivation_mean/<layer>`` and ``preactivation_std/<layer>``: histograms over units, on the probe batch.
         What is not finite is in no histogram.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, and in the probe batch, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "pictures"

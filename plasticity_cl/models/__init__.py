@@ -1,8 +1,8 @@
 """Networks by name, and surgery that puts a normalisation before every nonlinearity of a network."""
 
 from plasticity_cl.models.build import MODELS, make_model
-from plasticity_cl.models.layers import ACTIVATIONS, NORMALIZATIONS, make_activation, make_normalization
-from plasticity_cl.models.nodes import NONLINEARITIES
+from plasticity_cl.models.layers import NORMALIZATIONS, make_activation, make_normalization
+from plasticity_cl.models.nonlinearities import ACTIVATIONS, NONLINEARITIES
 from plasticity_cl.models.surgery import insert_normalization
 
 __all__ = [

@@ -6,15 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError, unknown_name
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-}
-"""The activations that networks can be made with, by name."""
+from plasticity_cl.models.nonlinearities import ACTIVATIONS
 
 NORMALIZATIONS: tuple[str, ...] = ("layer", "batch", "rms", "group")
 """The kinds of normalisation, by name: see :func:`make_normalization`."""
