@@ -37,6 +37,7 @@ from plasticity_cl.experiments.directory import disk_errors
 from plasticity_cl.experiments.fresh import fresh_reference
 from plasticity_cl.experiments.spec import RunSpec, check
 from plasticity_cl.metrics import ExperienceScore
+from plasticity_cl.training.learner import criterion_of
 
 STRATEGIES = ("finetune", "layernorm", "scale-invariant=-10..110", "layernorm+scale-invariant=-10..110")
 MEANS = (0.0, 100.0, 0.0)
@@ -91,7 +92,7 @@ def one_run(name: str, seed: int, epochs: int, cache: Path) -> tuple[list[list[f
         strategy.eval(scenario.train_stream[k : k + 1])
         rank = feature_rank(penultimate_features(strategy.model, inputs))
         by_bias = by_top = math.nan  # of encoded outputs the mean is not the targets' mean
-        if not hasattr(strategy._criterion, "decode"):
+        if not hasattr(criterion_of(strategy), "decode"):
             by_bias = output_bias_share(strategy.model, inputs)
             by_top = output_top_direction_share(strategy.model, inputs)
         scores = [baseline[k], fresh[k], score.result()]

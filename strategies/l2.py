@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 
-from plasticity_cl.errors import UserError
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.parts.values import Strength, limit
+from plasticity_cl.strategies.intervention import Intervention
+from plasticity_cl.training.learner import Learner
 
 
-class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
+class L2Plugin(Intervention):
     """Adds the gradient of ``strength * sum(w ** 2)``, which is ``2 * strength * w``, to the gradients.
 
     The sum is over every parameter that is optimised and has a gradient, biases and normalisation included; others are
@@ -31,14 +28,12 @@ class L2Plugin(SupervisedPlugin):  # type: ignore[misc]
         UserError: If ``strength`` is negative or not finite.
     """
 
-    def __init__(self, strength: float = 1e-3) -> None:
+    def __init__(self, strength: Strength = 1e-3) -> None:
         super().__init__()
-        if not (math.isfinite(strength) and strength >= 0):
-            raise UserError(f"the strength of an L2 penalty must be 0 or more, got {strength}")
-        self.strength = strength
+        self.strength = limit(Strength, "the strength of an L2 penalty", strength)
 
     @torch.no_grad()
-    def after_backward(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Add the penalty's gradient."""
         for group in strategy.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from plasticity_cl.errors import unknown_name
 from plasticity_cl.models.layers import NORMALIZATIONS
 from plasticity_cl.models.surgery import insert_normalization
 from plasticity_cl.strategies.network_plugin import NetworkPlugin
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner
 
 
 class LayerNormPlugin(NetworkPlugin):
@@ -35,7 +31,7 @@ class LayerNormPlugin(NetworkPlugin):
             raise unknown_name("normalization", kind, NORMALIZATIONS)
         self.kind = kind
 
-    def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
+    def change(self, strategy: Learner, inputs: Tensor, target: Tensor) -> None:
         """Insert the normalisation."""
         network = insert_normalization(strategy.model, self.kind, inputs)
         known = {id(parameter) for parameter in strategy.model.parameters()}

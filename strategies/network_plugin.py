@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.seeding import preserve_rng
+from plasticity_cl.strategies.intervention import Intervention
+from plasticity_cl.training.learner import Learner
+from plasticity_cl.training.per_strategy import PerStrategy
 
 if TYPE_CHECKING:
     from avalanche.benchmarks import DatasetExperience
     from avalanche.training.templates import SupervisedTemplate
 
 
-class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
+@dataclass
+class _Preparation:
+    """Whether the network of a strategy has been changed."""
+
+    done: bool = False
+
+
+class NetworkPlugin(Intervention, ABC):
     """Changes ``strategy.model`` at the first experience that the strategy trains or evaluates on.
 
     That is before Avalanche makes the optimizer, which takes all parameters of ``strategy.model`` at the beginning of
     the first ``train()``, after ``before_train_dataset_adaptation``. A plugin object may serve several strategies.
+
+    What was changed is the network, and a snapshot holds its weights; to load one, the network is changed first, by
+    :meth:`prepare`, as :func:`~plasticity_cl.training.snapshot.restore` does.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._prepared: PerStrategy[_Preparation] = PerStrategy(_Preparation)
+
     @abstractmethod
-    def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
+    def change(self, strategy: Learner, inputs: Tensor, target: Tensor) -> None:
         """Change ``strategy.model``, and the optimizer's parameters where they are not all those of the model.
 
         The new network has the old one's device and mode. Gradients may be off, as they are in an evaluation.
@@ -49,9 +66,8 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
         Raises:
             UserError: If the strategy has trained already, or the network cannot be changed in this way.
         """
-        # Kept with the strategy, so that a copy of the strategy knows it too.
-        prepared_by: list[Any] = vars(strategy).setdefault("_prepared_by", [])
-        if any(plugin is self for plugin in prepared_by):
+        preparation = self._prepared.of(strategy)
+        if preparation.done:
             return
         name = type(self).__name__
         if strategy.optimized_param_id is not None:
@@ -64,12 +80,16 @@ class NetworkPlugin(SupervisedPlugin, ABC):  # type: ignore[misc]
             inputs, target = default_collate([dataset[0]])[:2]
             strategy.model.to(strategy.device)
             self.change(strategy, inputs.to(strategy.device), target)
-        prepared_by.append(self)
+        preparation.done = True
 
-    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def is_prepared(self, strategy: Learner) -> bool:
+        """Whether the network of ``strategy`` has been changed; the copy of a strategy knows it, too."""
+        return self._prepared.of(strategy).done
+
+    def before_train_dataset_adaptation(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Change the network when training comes first."""
         self.prepare(strategy, strategy.experience)
 
-    def before_eval_dataset_adaptation(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_eval_dataset_adaptation(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Change the network when evaluation comes first."""
         self.prepare(strategy, strategy.experience)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from avalanche.training.plugins import SupervisedPlugin
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.strategies.intervention import Intervention
+from plasticity_cl.training.learner import Learner
 
 
-class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
+class OptimizerResetPlugin(Intervention):
     """Forgets the optimizer's moments, momenta and step counts where an experience begins; weights stay.
 
     Avalanche carries the optimizer's state from one experience to the next. Adam's second moments are then those of the
@@ -18,6 +16,8 @@ class OptimizerResetPlugin(SupervisedPlugin):  # type: ignore[misc]
     et al. 2023, "Understanding Plasticity in Neural Networks"). The first experience starts with an empty state anyway.
     """
 
-    def before_training_exp(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    acts_on_first_experience = False
+
+    def before_training_exp(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Clear the state."""
         strategy.optimizer.state.clear()

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.undisturbed import undisturbed
+from plasticity_cl.diagnostics.last_layer import output_layer
 from plasticity_cl.errors import UserError
 from plasticity_cl.losses import make_loss
+from plasticity_cl.parts.values import Count, Range
 from plasticity_cl.seeding import generator
 from plasticity_cl.strategies.network_plugin import NetworkPlugin
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.training.learner import Learner, set_criterion
 
 
 class ScaleInvariantLossPlugin(NetworkPlugin):
     """Learns a regression as a classification over bins of the target, whose gradients do not grow with the target.
 
     The last layer, ``Linear(d, 1)``, is replaced by a new ``Linear(d, n_bins)``, and the strategy's criterion by a loss
-    of :mod:`plasticity_cl.losses`: ``strategy._criterion.decode(output)`` turns outputs ``[B, n_bins]`` into targets
+    of :mod:`plasticity_cl.losses`: ``criterion_of(strategy).decode(output)`` turns outputs ``[B, n_bins]`` into targets
     ``[B]``. The layer is exchanged within the model, so evaluate ``strategy.model`` through the strategy from then on.
 
     The default range suits targets of unknown size. Where the range is known, ``scale="linear"`` with bins about half
@@ -55,7 +54,7 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
         make_loss(loss, low, high, n_bins, scale)  # so that a wrong argument is said here
         self.loss, self.low, self.high, self.n_bins, self.scale, self.seed = loss, low, high, n_bins, scale, seed
 
-    def change(self, strategy: SupervisedTemplate, inputs: Tensor, target: Tensor) -> None:
+    def change(self, strategy: Learner, inputs: Tensor, target: Tensor) -> None:
         """Exchange last layer and criterion."""
         if not target.is_floating_point():
             raise UserError(
@@ -64,37 +63,44 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
             )
         if target.shape not in ((1,), (1, 1)):
             raise UserError(f"the scale-invariant loss takes one target a sample, got {list(target.shape[1:])}")
-        old = _last_layer(strategy.model, inputs)
+        old = output_layer(strategy.model, inputs)
+        if old is None or old.out_features != 1:
+            raise UserError(
+                "the scale-invariant loss replaces a last layer Linear(..., 1), and the output of "
+                f"{type(strategy.model).__name__} does not come directly out of one: give a network that ends in such "
+                "a layer"
+            )
         new = _make_linear(old, self.n_bins, self.seed)
         strategy.model = _replace(strategy.model, old, new)
         replacement = dict(zip(old.parameters(), new.parameters(), strict=True))
         for group in strategy.optimizer.param_groups:
             group["params"] = [replacement.get(parameter, parameter) for parameter in group["params"]]
         criterion = make_loss(self.loss, self.low, self.high, self.n_bins, self.scale)
-        strategy._criterion = criterion.to(strategy.device)
+        set_criterion(strategy, criterion.to(strategy.device))
 
 
-def _last_layer(network: nn.Module, inputs: Tensor) -> nn.Linear:
-    """Find the ``Linear`` with one output that the network's output comes out of, by running the network."""
-    calls: list[tuple[nn.Linear, Tensor]] = []
+def scale_invariant(
+    loss: str,
+    between: Range | None = None,
+    *,
+    n_bins: Count | None = None,
+    scale: Literal["linear", "symlog"] | None = None,
+    seed: int = 0,
+) -> ScaleInvariantLossPlugin:
+    """Regression by cross-entropy over a range, with bins that suit it.
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append((module, output))
-
-    hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, nn.Linear)]
-    try:
-        with undisturbed(network), torch.no_grad():
-            result = network(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer, output in calls:
-        if output is result and layer.out_features == 1:
-            return layer
-    raise UserError(
-        f"the scale-invariant loss replaces a last layer Linear(..., 1), and the output of {type(network).__name__} "
-        "does not come directly out of one: give a network that ends in such a layer"
+    Args:
+        loss: ``"two-hot"`` or ``"hl-gauss"``.
+        between: The range of the targets, LOW..HIGH; -1000..1000 where it is not known.
+        n_bins: Outputs of the network: 255 over a range, two bins or more a standard deviation where the range is a
+            hundred of them; 1001 where it is not known.
+        scale: How bins are spaced; linear over a range, symlog where it is not known.
+        seed: Root of the new layer's random initialisation.
+    """
+    low, high = (-1e3, 1e3) if between is None else between
+    bins = n_bins or (1001 if between is None else 255)
+    return ScaleInvariantLossPlugin(
+        loss, low, high, bins, scale or ("symlog" if between is None else "linear"), seed=seed
     )
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 
-from plasticity_cl.errors import UserError
-
-if TYPE_CHECKING:
-    from avalanche.training.templates import SupervisedTemplate
+from plasticity_cl.parts.values import Strength, limit
+from plasticity_cl.strategies.intervention import Intervention
+from plasticity_cl.training.learner import Learner
 
 
-class WeightDecayPlugin(SupervisedPlugin):  # type: ignore[misc]
+class WeightDecayPlugin(Intervention):
     """Shrinks weights before each step of the optimizer: ``w <- (1 - lr * strength) * w``.
 
     With Adam this is AdamW (Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form, where the learning rate is a
@@ -28,14 +25,12 @@ class WeightDecayPlugin(SupervisedPlugin):  # type: ignore[misc]
         UserError: If ``strength`` is negative or not finite.
     """
 
-    def __init__(self, strength: float = 1e-2) -> None:
+    def __init__(self, strength: Strength = 1e-2) -> None:
         super().__init__()
-        if not (math.isfinite(strength) and strength >= 0):
-            raise UserError(f"the strength of weight decay must be 0 or more, got {strength}")
-        self.strength = strength
+        self.strength = limit(Strength, "the strength of weight decay", strength)
 
     @torch.no_grad()
-    def before_update(self, strategy: SupervisedTemplate, *args: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Shrink the weights."""
         for group in strategy.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

@@ -199,9 +199,9 @@ def test_mistakes_are_answered_before_anything_heavy_is_imported(mistaken):
 def test_words_that_options_can_be_are_those_that_networks_are_made_with():
     from typing import get_args
 
-    from plasticity_cl.models import layers
+    from plasticity_cl.models import layers, nonlinearities
 
-    assert tuple(layers.ACTIVATIONS) == get_args(layers.Activation)
+    assert tuple(nonlinearities.ACTIVATIONS) == get_args(layers.Activation)
     assert get_args(layers.Normalization) == layers.NORMALIZATIONS
 
 

@@ -1,20 +1,15 @@
-"""Watching a forward pass at the level of functions: its nonlinearities, and its last linear layer."""
+"""Watching a forward pass at the level of functions for its nonlinearities."""
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from plasticity_cl.diagnostics.following import Following, Nonlinearity
-from plasticity_cl.diagnostics.undisturbed import ordinary_tensor, undisturbed
+from plasticity_cl.diagnostics.undisturbed import eager, ordinary_tensor, undisturbed
 from plasticity_cl.errors import UserError
 
 _CALLER = 4
@@ -44,7 +39,7 @@ def visit_nonlinearities(model: nn.Module, inputs: Tensor, visit: Callable[[Nonl
         raise UserError("a TorchScript module hides its nonlinearities; pass the network it was scripted from")
     if not inputs.numel():
         raise UserError("the batch of inputs is empty; pass at least one sample")
-    with undisturbed(model) as network, torch.no_grad(), _eager():
+    with undisturbed(model) as network, torch.no_grad(), eager():
         following = Following(network, visit)
         batch = ordinary_tensor(inputs)
         following.given(batch)
@@ -58,59 +53,3 @@ def visit_nonlinearities(model: nn.Module, inputs: Tensor, visit: Callable[[Nonl
         warnings.warn(
             f"nonlinearities that are not counted as units: {'; '.join(following.unseen)}", stacklevel=_CALLER
         )
-
-
-class _LastLinearMode(TorchFunctionMode):
-    """Keeps the arguments of the last call of ``F.linear``, the function behind ``nn.Linear``."""
-
-    call: tuple[Tensor, Tensor, Tensor | None] | None = None
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            self.call = _linear_arguments(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _linear_arguments(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    return input, weight, bias
-
-
-def last_linear(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run one forward pass in eval mode and return what the linear layer executed last was called with.
-
-    Args:
-        model: A network that calls ``nn.Linear`` (or ``F.linear``) at least once.
-        inputs: A batch, as the model takes it.
-
-    Returns:
-        Its features [n, d], where every position before the last dimension counts as a sample; its weight [C, d]; and
-        its bias [C] or None. All detached, the features a copy.
-
-    Raises:
-        UserError: If no linear layer was executed.
-    """
-    mode = _LastLinearMode()
-    with undisturbed(model) as network, torch.no_grad(), _eager():
-        with mode:
-            network(ordinary_tensor(inputs))
-        if mode.call is None:
-            raise UserError(
-                "the network executed no linear layer, so it has no penultimate features; pass features yourself"
-            )
-        features, weight, bias = mode.call
-        features = features.detach().reshape(-1, features.shape[-1]).clone()
-    return features, weight.detach(), None if bias is None else bias.detach()
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run compiled networks as they were written: compiled code does not pass function modes."""
-    if "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield

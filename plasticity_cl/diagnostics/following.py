@@ -27,14 +27,9 @@ from torch.overrides import TorchFunctionMode
 
 from plasticity_cl.diagnostics.formulas import name_of
 from plasticity_cl.diagnostics.unit_axes import Units, indexed, kept, one, permuted, reshaped, stacked, without
+from plasticity_cl.models.nonlinearities import FUNCTIONS
 
-_NAMED = frozenset(
-    {
-        *("relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh", "threshold", "glu"),
-        *("gelu", "silu", "mish", "hardswish", "elu", "selu", "celu", "softplus", "tanh", "sigmoid", "hardsigmoid"),
-        *("softsign", "logsigmoid", "log_sigmoid", "tanhshrink", "hardshrink", "softshrink", "expit", "special_expit"),
-    }
-)
+_NAMED = frozenset(FUNCTIONS)
 """Elementwise nonlinearities that count wherever they are met, by the name of their functions and methods."""
 
 _LAYERS: dict[str, int] = {

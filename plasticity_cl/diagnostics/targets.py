@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from plasticity_cl.diagnostics.activations import last_linear
+from plasticity_cl.diagnostics.last_layer import last_linear
 from plasticity_cl.errors import UserError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -74,6 +75,16 @@ def outside_of_modes() -> Iterator[None]:
         finally:
             for device in cast:
                 torch.set_autocast_enabled(device, True)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled networks as they were written: compiled code does not pass function modes."""
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def ordinary(module: nn.Module, single_precision: bool) -> nn.Module:

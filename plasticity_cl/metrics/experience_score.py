@@ -9,6 +9,7 @@ from torch import Tensor
 
 from plasticity_cl.metrics.guard import GuardedMetric
 from plasticity_cl.metrics.scores import Choice, Score, check_choice, logits_of, predictor_for, score_for
+from plasticity_cl.training.learner import Learner, criterion_of
 
 NAN = float("nan")
 
@@ -36,19 +37,19 @@ class ExperienceScore(GuardedMetric):
         self._failed = False
         self._predict: Callable[[Any], Tensor] = logits_of
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Learner) -> None:
         """Start the score of an experience."""
         self.reset()
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Learner) -> None:
         """Take in a batch."""
         if self._failed:
             return
         if self._score is None:
-            self._predict = predictor_for(strategy._criterion)
+            self._predict = predictor_for(criterion_of(strategy))
         output, target = self._predict(strategy.mb_output), strategy.mb_y
         if self._score is None:
-            self._score = score_for(output, target, strategy._criterion, self._choice)
+            self._score = score_for(output, target, criterion_of(strategy), self._choice)
         self._score.update(output, target)
 
     def result(self) -> float:
@@ -59,6 +60,6 @@ class ExperienceScore(GuardedMetric):
         """Forget the batches seen."""
         self._score, self._failed = None, False
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Give no value for this experience: a score of some of its batches would not be its own."""
         self._score, self._failed = None, True

@@ -22,9 +22,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.copying import CopyError, bound_copy, network_parts
 from plasticity_cl.metrics.guard import RefusedError
-from plasticity_cl.metrics.identity import number_of, whole_experience
+from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.probe import ProbeMetric
 from plasticity_cl.seeding import preserve_rng, restore_rng, rng_state
+from plasticity_cl.training.avalanche_names import WAITING_VALUES, evaluation_streams, whole_experience
 from plasticity_cl.training.hooks import is_overridden
 
 FreshFactory = Callable[[], nn.Module | AvalancheTemplate]
@@ -66,7 +67,7 @@ class FreshNetworks:
         self._fresh: AvalancheTemplate | None = None
         self._trained_on: tuple[Any, int] | None = None
 
-    def remember(self, strategy: Any) -> None:
+    def remember(self, strategy: AvalancheTemplate) -> None:
         """Copy the strategy as it is; to be called when it is met, before it trains for the first time."""
         if self._met:
             return
@@ -75,6 +76,7 @@ class FreshNetworks:
             self._uncopied = "the strategy had trained already when the metric met it"
             return
         self._in_use.update(dict.fromkeys(strategy.model.parameters()))
+        self._optimizer, self._plugins = strategy.optimizer, list(strategy.plugins)
         made = self._new()
         if isinstance(made, BaseTemplate):
             return
@@ -89,7 +91,29 @@ class FreshNetworks:
             self._uncopied = str(error)
         self._warn_of_early_plugins(strategy)
 
-    def before_training(self, strategy: Any) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The settings with which the last training ended, and those that fresh networks are trained with."""
+        template: Any = self._template
+        followed = None
+        if template is not None:
+            groups = [_hyperparameters(group) for group in template.optimizer.param_groups]
+            followed = {"settings": _settings(template), "hyperparameters": groups}
+        return {"settings": self._settings, "hyperparameters": self._hyperparameters, "followed": followed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, after :meth:`remember`.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._settings, self._hyperparameters = dict(state["settings"]), list(state["hyperparameters"])
+        template: Any = self._template
+        if template is not None and state["followed"] is not None:
+            vars(template).update(state["followed"]["settings"])
+            for group, saved in zip(template.optimizer.param_groups, state["followed"]["hyperparameters"], strict=True):
+                group.update(copy.deepcopy(saved))
+
+    def before_training(self, strategy: AvalancheTemplate) -> None:
         """Note what the training begins with: random state, options of ``train()``, and what the script changed."""
         self.remember(strategy)
         self._rng = rng_state()
@@ -103,11 +127,11 @@ class FreshNetworks:
         """Note the random state before anything is done for an experience after the first of one ``train()``."""
         self._rng = rng_state()
 
-    def after_training(self, strategy: Any) -> None:
+    def after_training(self, strategy: AvalancheTemplate) -> None:
         """Note the settings with which the training ended: what differs at the next one, the script has changed."""
         self._note_settings(strategy)
 
-    def train(self, strategy: Any) -> None:
+    def train(self, strategy: AvalancheTemplate) -> None:
         """Train a fresh network on the strategy's current experience, in the batch order that it is about to use.
 
         A mini experience of an online stream goes on with the network of the one before, if that was part of the same
@@ -131,10 +155,10 @@ class FreshNetworks:
             fresh = trained if goes_on and trained is not None else self._make()
             options = bound_copy(self._options, [])
             restore_rng(self._rng)
-            fresh.train(experience, eval_streams=list(strategy._eval_streams or []), **options)
+            fresh.train(experience, eval_streams=evaluation_streams(strategy), **options)
         self._fresh, self._trained_on = fresh, of
 
-    def score(self, strategy: Any, metric: Any) -> float:
+    def score(self, strategy: AvalancheTemplate, metric: Any) -> float:
         """Score the last fresh network on the experience that the strategy is being evaluated on.
 
         Args:
@@ -193,7 +217,7 @@ class FreshNetworks:
         self._in_use.update(dict.fromkeys(parameters))
         return made
 
-    def _warn_of_early_plugins(self, strategy: Any) -> None:
+    def _warn_of_early_plugins(self, strategy: AvalancheTemplate) -> None:
         early = strategy.plugins[: strategy.plugins.index(strategy.evaluator)]
         for plugin in early:
             acts = is_overridden(plugin, "before_training") and not isinstance(plugin, LRSchedulerPlugin)
@@ -206,7 +230,7 @@ class FreshNetworks:
                 )
 
     def _copy_around(
-        self, network: nn.Module, strategy: Any, others: Sequence[tuple[Any, Any]] = ()
+        self, network: nn.Module, strategy: AvalancheTemplate, others: Sequence[tuple[Any, Any]] = ()
     ) -> AvalancheTemplate:
         """A copy of a strategy around another network, on which stands what the strategy has put on its own."""
         matched = self._matched(strategy.model, network)
@@ -230,13 +254,13 @@ class FreshNetworks:
         self._refused = why
         raise UserError(f"no fresh networks: {why}; {_ADVICE}")
 
-    def _note_settings(self, strategy: Any) -> None:
-        self._settings = {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
+    def _note_settings(self, strategy: AvalancheTemplate) -> None:
+        self._settings = _settings(strategy)
         self._optimizer = strategy.optimizer
         self._hyperparameters = [_hyperparameters(group) for group in strategy.optimizer.param_groups]
         self._plugins = list(strategy.plugins)
 
-    def _follow_settings(self, strategy: Any) -> None:
+    def _follow_settings(self, strategy: AvalancheTemplate) -> None:
         """Change the template as the script has changed the strategy since its last training."""
         template: Any = self._template
         for name, value in self._settings.items():
@@ -256,6 +280,10 @@ class FreshNetworks:
             for name, value in _hyperparameters(group).items():
                 if not _same(value, known.get(name)):
                     copied[name] = copy.deepcopy(value)
+
+
+def _settings(strategy: AvalancheTemplate) -> dict[str, Any]:
+    return {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
 
 
 def _looks(part: Any) -> str:
@@ -279,14 +307,15 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _quiet_evaluator(strategy: Any) -> Any:
+def _quiet_evaluator(strategy: AvalancheTemplate) -> Any:
     """The strategy's evaluator, without what it has seen and without anybody who listens."""
     evaluator = copy.copy(strategy.evaluator)
     evaluator.metrics, evaluator.loggers = [], []
     evaluator.all_metric_results = type(evaluator.all_metric_results)(
         *([evaluator.all_metric_results.default_factory] if evaluator.collect_all else [])
     )
-    evaluator.last_metric_results, evaluator._metric_values = {}, []
+    evaluator.last_metric_results = {}
+    setattr(evaluator, WAITING_VALUES, [])
     return evaluator
 
 
@@ -298,7 +327,7 @@ def _without_reference(metric: PluginMetric) -> PluginMetric | None:
     return metric if stand_in is None else stand_in()
 
 
-def _options_of_train(strategy: Any) -> dict[str, Any]:
+def _options_of_train(strategy: AvalancheTemplate) -> dict[str, Any]:
     """What ``train()`` was called with, beside experiences and evaluation streams.
 
     Avalanche hands these options to plugins but not to metrics, so they are read where they are: in the outermost

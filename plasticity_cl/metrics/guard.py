@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import warnings
-import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.training.learner import Learner
+from plasticity_cl.training.per_strategy import PerStrategy
 
-State = TypeVar("State")
+__all__ = ["GuardedMetric", "PerStrategy", "RefusedError", "one_line"]
+
 Found = TypeVar("Found")
 
 
@@ -40,7 +41,21 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
             if name.startswith(("before_", "after_")) and callable(hook):
                 setattr(cls, name, _guarded(name, hook))
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What the metric has to remember from one experience to the next, of the one strategy that it serves.
+
+        Tensors, numbers, strings, ``None``, and lists, tuples and dictionaries of them; nothing if not overridden.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, with the strategy that is met first.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Drop what is no longer true now that the hook ``event`` has raised; forgets everything if not overridden."""
         self.reset()
 
@@ -75,7 +90,7 @@ def one_line(error: Exception) -> str:
 def _guarded(event: str, hook: Callable[..., Any]) -> Callable[..., Any]:
     # The name of the class stays in __qualname__, by which the template tells who acts at an event.
     @functools.wraps(hook)
-    def guarded(self: GuardedMetric, strategy: Any, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: GuardedMetric, strategy: Learner, *args: Any, **kwargs: Any) -> Any:
         if self._is_guarding:
             return hook(self, strategy, *args, **kwargs)
         self._is_guarding = True
@@ -92,54 +107,3 @@ def _guarded(event: str, hook: Callable[..., Any]) -> Callable[..., Any]:
             self._is_guarding = False
 
     return guarded
-
-
-class PerStrategy(Generic[State]):
-    """What a metric knows of each strategy that it has met, apart from each other.
-
-    Strategies are not kept alive by it. A copied or pickled strategy takes what is known of it along.
-
-    Args:
-        make: Gives what is known of a strategy at first.
-    """
-
-    def __init__(self, make: Callable[[], State]) -> None:
-        self._make = make
-        self._states: dict[int, tuple[weakref.ref[Any], State]] = {}
-        self.latest = make()
-
-    def of(self, strategy: Any) -> State:
-        """What is known of ``strategy``, which becomes the latest one."""
-        known = self._states.get(id(strategy))
-        if known is None or known[0]() is not strategy:
-            self._states = {key: pair for key, pair in self._states.items() if pair[0]() is not None}
-            known = self._states[id(strategy)] = (weakref.ref(strategy), self._make())
-        self.latest = known[1]
-        return known[1]
-
-    def replace(self, strategy: Any) -> State:
-        """Forget what is known of ``strategy``, and begin again."""
-        self._states.pop(id(strategy), None)
-        return self.of(strategy)
-
-    def __getstate__(self) -> dict[str, Any]:
-        pairs = [(of(), state) for of, state in self._states.values() if of() is not None]
-        return {"make": self._make, "pairs": pairs, "latest": self.latest}
-
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self._make, self.latest = kept["make"], kept["latest"]
-        self._states = {id(strategy): (weakref.ref(strategy), state) for strategy, state in kept["pairs"]}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PerStrategy[State]:
-        # Only a strategy that is itself being copied has a copy: copying the others along would copy whole networks.
-        twin: PerStrategy[State] = PerStrategy.__new__(PerStrategy)
-        memo[id(self)] = twin
-        twin._make = copy.deepcopy(self._make, memo)
-        twin._states = {}
-        for of, state in list(self._states.values()):
-            strategy = of()
-            if strategy is not None:
-                owner = memo.get(id(strategy), strategy)
-                twin._states[id(owner)] = (weakref.ref(owner), copy.deepcopy(state, memo))
-        twin.latest = copy.deepcopy(self.latest, memo)
-        return twin

@@ -5,25 +5,24 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from avalanche.benchmarks import CLStream, OnlineCLExperience
+from avalanche.benchmarks import CLStream
 
+from plasticity_cl.training.avalanche_names import stream_of, whole_experience
 
-def whole_experience(experience: Any) -> Any:
-    """The experience that a mini experience of an online stream is part of; any other experience itself.
-
-    In a metric's hooks Avalanche shows all of an experience; elsewhere a mini experience may keep its origin to itself.
-    """
-    return experience.origin_experience if isinstance(experience, OnlineCLExperience) else experience
+__all__ = [
+    "benchmark_of",
+    "number_of",
+    "stream_length",
+    "stream_name",
+    "stream_of",
+    "streams_of_benchmark",
+    "whole_experience",
+]
 
 
 def number_of(experience: Any) -> int:
     """The number of the (whole) experience in its stream, from 0."""
     return int(whole_experience(experience).current_experience)
-
-
-def stream_of(experience: Any) -> Any:
-    """The stream of the (whole) experience; ``None`` for an experience that stands alone."""
-    return getattr(whole_experience(experience), "_origin_stream", None)
 
 
 def benchmark_of(experience: Any) -> Any:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor, nn
 
 from plasticity_cl.diagnostics import parameter_snapshot, update_ratio
 from plasticity_cl.metrics.look import inner_network
+from plasticity_cl.training.avalanche_names import is_stopping
 from plasticity_cl.training.hooks import is_overridden
 
 _AFTER_A_STEP = ("after_update", "after_training_iteration")
@@ -39,7 +41,7 @@ class LastStep:
         strategy: About to train on an experience, its loader and optimizer made.
     """
 
-    def __init__(self, strategy: Any) -> None:
+    def __init__(self, strategy: AvalancheTemplate) -> None:
         # The optimizer must not keep the strategy alive.
         self._strategy = weakref.ref(strategy)
         self._length = 0 if _may_end_anywhere(strategy) else _length(strategy.dataloader)
@@ -75,7 +77,7 @@ class LastStep:
         done = strategy.clock.train_epoch_iterations
         self._after = {}
         self._before = {}
-        if done + 1 >= self._length or strategy._stop_training:
+        if done + 1 >= self._length or is_stopping(strategy):
             self._before = self._parameters(strategy)
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:
@@ -84,7 +86,7 @@ class LastStep:
             self._after = self._parameters(strategy)
             self._kept = self._steps
 
-    def _parameters(self, strategy: Any) -> dict[str, Tensor]:
+    def _parameters(self, strategy: AvalancheTemplate) -> dict[str, Tensor]:
         try:
             return parameter_snapshot(inner_network(strategy.model))
         except Exception as error:  # it would end the training
@@ -99,7 +101,7 @@ def _length(loader: Any) -> int:
         return 0
 
 
-def _may_end_anywhere(strategy: Any) -> bool:
+def _may_end_anywhere(strategy: AvalancheTemplate) -> bool:
     """Whether somebody can end the training after a step that was not known to be the last."""
     if any(_is_foreign(getattr(type(strategy), part)) for part in ("training_epoch", "optimizer_step")):
         return True
@@ -111,7 +113,7 @@ def _may_end_anywhere(strategy: Any) -> bool:
     )
 
 
-def _parts(strategy: Any) -> Iterator[Any]:
+def _parts(strategy: AvalancheTemplate) -> Iterator[Any]:
     for plugin in strategy.plugins:
         yield plugin
         if isinstance(plugin, EvaluationPlugin):

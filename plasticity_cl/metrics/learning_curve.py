@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
@@ -27,6 +28,7 @@ from plasticity_cl.metrics.scores import (
 )
 from plasticity_cl.training import SupervisedTemplate
 from plasticity_cl.training.deferred import Losses, Weights
+from plasticity_cl.training.learner import Learner, criterion_of
 
 
 class _TaskLoss:
@@ -42,16 +44,16 @@ class _TaskLoss:
         self._listens = False
         self.is_sum = False
 
-    def watch(self, strategy: Any) -> None:
+    def watch(self, strategy: AvalancheTemplate) -> None:
         """Listen to ``strategy`` from now on."""
-        known = look_up(strategy._criterion)
+        known = look_up(criterion_of(strategy))
         self.is_sum = known.plain and known.options.get("reduction") == "sum"
         self.unwatch(strategy)
         if type(strategy).criterion is not SupervisedTemplate.criterion or "criterion" in vars(strategy):
             strategy.criterion = _Listener(self, strategy)
             self._listens = True
 
-    def unwatch(self, strategy: Any) -> None:
+    def unwatch(self, strategy: AvalancheTemplate) -> None:
         """Leave the strategy as it was."""
         listener = vars(strategy).get("criterion")
         if isinstance(listener, _Listener):
@@ -62,12 +64,12 @@ class _TaskLoss:
         self._output = self._loss = None
         self._listens = False
 
-    def hear(self, strategy: Any, loss: Tensor) -> None:
+    def hear(self, strategy: AvalancheTemplate, loss: Tensor) -> None:
         """Take note of a loss; of several for one batch of outputs the first is the strategy's own."""
         if strategy.mb_output is not self._output:
             self._output, self._loss = strategy.mb_output, loss.detach()
 
-    def of(self, strategy: Any) -> Tensor:
+    def of(self, strategy: AvalancheTemplate) -> Tensor:
         """The loss of the current batch.
 
         Raises:
@@ -83,7 +85,7 @@ class _TaskLoss:
 class _Listener:
     """Stands in for a strategy's ``criterion``, and tells what it gave."""
 
-    def __init__(self, task_loss: _TaskLoss, strategy: Any) -> None:
+    def __init__(self, task_loss: _TaskLoss, strategy: AvalancheTemplate) -> None:
         self.was_set = "criterion" in vars(strategy)
         self.criterion = strategy.criterion
         self._task_loss, self._strategy = task_loss, strategy
@@ -92,6 +94,9 @@ class _Listener:
         loss = self.criterion(*arguments, **options)
         self._task_loss.hear(self._strategy, loss)
         return loss
+
+
+_KEPT = ("curve", "steps_of", "steps", "epochs", "loss_sum", "weight_sum", "has_score", "has_loss")
 
 
 @dataclass
@@ -114,6 +119,15 @@ class _Run:
     weight_sum: float = 0.0
     has_score: bool = True
     has_loss: bool = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far: between two experiences nothing else is going on."""
+        return {"passage": self.passage.state_dict(), **{name: getattr(self, name) for name in _KEPT}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Run:
+        """The run that :meth:`state_dict` was of."""
+        return cls(passage=Passage.from_state(state["passage"]), **{name: state[name] for name in _KEPT})
 
     def begin(self) -> None:
         """Start the curve of an experience."""
@@ -165,31 +179,43 @@ class LearningCurveMetric(GuardedMetric):
         """Forget every curve."""
         self._runs = PerStrategy(_Run)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The learning curve so far, and the epochs of the run."""
+        return self._runs.alone().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._runs.adopt(_Run.from_state(state))
+
     def result(self) -> list[float]:
         """The learning curve of the current experience so far, of the strategy met last: a score a finished epoch."""
         run = self._runs.latest
         return list(run.curve) if run.has_score else []
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Learner) -> None:
         """Start the curve of an experience."""
         run = self._runs.of(strategy)
         if run.passage.begin(strategy.experience):
             run.begin()
 
-    def before_training_epoch(self, strategy: Any) -> None:
+    def before_training_epoch(self, strategy: Learner) -> None:
         """Start an epoch."""
         run = self._runs.of(strategy)
         run.score = run.losses = run.weights = None
         run.task_loss.watch(strategy)
 
-    def after_training_iteration(self, strategy: Any) -> None:
+    def after_training_iteration(self, strategy: Learner) -> None:
         """Take in a batch, without waiting for the device."""
         run = self._runs.of(strategy)
         run.steps += 1
         run.has_score = run.has_score and bool(self.attempt(_BATCH, self._take_score, run, strategy))
         run.has_loss = run.has_loss and bool(self.attempt(_BATCH, self._take_loss, run, strategy))
 
-    def after_training_epoch(self, strategy: Any) -> list[MetricValue]:
+    def after_training_epoch(self, strategy: Learner) -> list[MetricValue]:
         """Close an epoch, and emit its score."""
         run = self._runs.of(strategy)
         run.task_loss.unwatch(strategy)
@@ -201,7 +227,7 @@ class LearningCurveMetric(GuardedMetric):
         run.steps_of.append(run.steps)
         return [MetricValue(self, "learning_curve/score/train", score, run.epochs)]
 
-    def after_training_exp(self, strategy: Any) -> list[Scalar]:
+    def after_training_exp(self, strategy: Learner) -> list[Scalar]:
         """Emit what the curve says."""
         run = self._runs.of(strategy)
         if run.has_loss and run.losses is not None:
@@ -220,26 +246,26 @@ class LearningCurveMetric(GuardedMetric):
             scalars.append(Scalar(self, "loss", "task_loss", run.loss_sum / run.weight_sum, k, stream="train"))
         return scalars
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Give no value for this experience."""
         run = self._runs.of(strategy)
         run.begin()
         run.task_loss.unwatch(strategy)
         run.has_score = run.has_loss = False
 
-    def _take_score(self, run: _Run, strategy: Any) -> bool:
+    def _take_score(self, run: _Run, strategy: Learner) -> bool:
         if run.score is None:
-            run.predict = predictor_for(strategy._criterion)
+            run.predict = predictor_for(criterion_of(strategy))
         output, target = run.predict(strategy.mb_output), strategy.mb_y
         if run.score is None:
-            run.score = score_for(output, target, strategy._criterion, self._choice)
+            run.score = score_for(output, target, criterion_of(strategy), self._choice)
         run.score.update(output, target)
         return True
 
-    def _take_loss(self, run: _Run, strategy: Any) -> bool:
+    def _take_loss(self, run: _Run, strategy: Learner) -> bool:
         target = strategy.mb_y
         if run.losses is None:
-            run.losses, run.weights = Losses(), _weights(strategy._criterion, target)
+            run.losses, run.weights = Losses(), _weights(criterion_of(strategy), target)
         run.losses.add(run.task_loss.of(strategy), len(target))
         if run.weights is not None:
             run.weights.add(target)

@@ -2,82 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from avalanche.models import MultiTaskModule, TrainEvalModel
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.metrics.identity import whole_experience
 from plasticity_cl.metrics.scores import logits_of
-from plasticity_cl.seeding import generator, preserve_rng
-from plasticity_cl.training import samples_of
+from plasticity_cl.training.learner import Learner, criterion_of
+from plasticity_cl.training.probe_samples import Batch, random_samples
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples to look at.
-
-    Attributes:
-        inputs: ``[n, ...]``.
-        targets: ``[n]`` or ``[n, ...]``.
-        task_labels: ``[n]`` int64; 0 where the data have none.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    task_labels: Tensor
-
-
-def random_samples(strategy: Any, size: int) -> Batch:
-    """Draw samples of the strategy's current experience, on its device, as they are evaluated.
-
-    They are drawn without replacement by a seed of their own, in the order of the data: the same for two data sets of
-    one length, whatever else was drawn before, and of all classes where the data are ordered by class. Of a mini
-    experience in an online stream they are samples of the whole experience. No generator moves, whatever transforms
-    draw.
-
-    Args:
-        strategy: In a hook of a metric, where all of its experience can be seen.
-        size: How many; all where there are no more.
-
-    Raises:
-        UserError: If there is no sample, or if inputs or targets are not one tensor each, of one shape.
-    """
-    dataset = whole_experience(strategy.experience).dataset.eval()
-    if not len(dataset):
-        raise UserError("the experience has no samples")
-    rows = torch.randperm(len(dataset), generator=generator(0, "probe samples"))[:size].sort().values
-    samples = samples_of(dataset)
-    labels = torch.zeros(len(rows), dtype=torch.int64)
-    if samples is not None:
-        inputs, targets = samples.batch(rows)
-    else:
-        with preserve_rng():
-            items = [dataset[row] for row in rows.tolist()]
-        inputs, targets = (_stack(name, [item[part] for item in items]) for part, name in enumerate(_PARTS))
-        if len(items[0]) > len(_PARTS):
-            with contextlib.suppress(TypeError, ValueError):  # what comes last need not be a task label
-                labels = torch.tensor([int(item[-1]) for item in items])
-    return Batch(*(part.to(strategy.device) for part in (inputs, targets, labels)))
-
-
-_PARTS = ("inputs", "targets")
-
-
-def _stack(name: str, values: list[Any]) -> Tensor:
-    if not isinstance(values[0], Tensor | int | float | complex) and not hasattr(values[0], "__array__"):
-        raise UserError(f"the {name} of a sample are a {type(values[0]).__name__}: a diagnostic takes one tensor")
-    tensors = [torch.as_tensor(value) for value in values]
-    if len({tensor.shape for tensor in tensors}) > 1:
-        raise UserError(f"the {name} of samples differ in shape: a diagnostic takes one tensor for all of them")
-    return torch.stack(tensors)
+__all__ = ["Batch", "Look", "inner_network", "looking", "random_samples"]
 
 
 class Look:
@@ -89,13 +27,13 @@ class Look:
 
     def __init__(self, model: nn.Module, criterion: Any) -> None:
         self.model = model
-        self._criterion = criterion
+        self._loss_function = criterion
         self._seen: Any = None
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The strategy's criterion; where the network gives more than logits, the criterion gets all of it."""
         seen = self._seen
-        value: Tensor = self._criterion(output if seen is None else _with_logits(seen, output), target)
+        value: Tensor = self._loss_function(output if seen is None else _with_logits(seen, output), target)
         return value
 
     def pick(self, output: Any) -> Tensor:
@@ -106,7 +44,7 @@ class Look:
 
 
 @contextmanager
-def looking(strategy: Any, batch: Batch) -> Iterator[Look]:
+def looking(strategy: Learner, batch: Batch) -> Iterator[Look]:
     """Look at the strategy's network on the samples of ``batch``, without leaving a trace in network or criterion.
 
     While the block lasts, networks for several tasks get the task labels of the samples, as Avalanche's strategies give
@@ -115,7 +53,7 @@ def looking(strategy: Any, batch: Batch) -> Iterator[Look]:
     looked through. Modes, gradients and random numbers are the diagnostics' own care.
     """
     network = inner_network(strategy.model)
-    look = Look(network, _copy(strategy._criterion))
+    look = Look(network, _copy(criterion_of(strategy)))
     with _attributes_kept(network), ExitStack() as stack:
         if isinstance(network, TrainEvalModel):
             stack.callback(setattr, network, "eval_classifier", network.eval_classifier)

@@ -30,18 +30,23 @@ from plasticity_cl.diagnostics.ntk import alignment_scalars, spectrum_scalars
 from plasticity_cl.diagnostics.trainability import RandomTargetFit
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.last_step import LastStep
-from plasticity_cl.metrics.look import Batch, inner_network, looking
+from plasticity_cl.metrics.look import inner_network, looking
 from plasticity_cl.metrics.pictures import network_picture
 from plasticity_cl.metrics.probe import At, ProbeMetric, ProbeRun
 from plasticity_cl.metrics.scalar import Shown
+from plasticity_cl.training.learner import Batch, Learner, criterion_of
 
 
 class UnitMetric(ProbeMetric):
     """Units and preactivations (mechanism 1) on the probe batch, against the network's own initialisation on it.
 
     Emitted: ``units/...``, every quantity of :func:`~plasticity_cl.diagnostics.unit_statistics`, in total and by layer.
-    A network that has other units since, because it grew, gets those that need no initialisation, and one warning. See
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    A network that has other units since, because it grew, gets those that need no initialisation, and one warning.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "units"
@@ -49,13 +54,13 @@ class UnitMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> Any:
+    def remember(self, strategy: Learner, run: ProbeRun) -> Any:
         """Take the moments at initialisation."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
-            return unit_statistics(look.model, run.probe.inputs)
+            return unit_statistics(look.model, run.probe.inputs).moments
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Every quantity, in total and by layer."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
@@ -73,7 +78,12 @@ class FeatureMetric(ProbeMetric):
     """Ranks and norm of the features, the input of the last linear layer, on the probe batch.
 
     Emitted: ``features/...``, every quantity of :func:`~plasticity_cl.diagnostics.feature_rank`, and
-    ``features/feature_norm``. See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    ``features/feature_norm``.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "features"
@@ -81,7 +91,7 @@ class FeatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Every rank, and the norm."""
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
@@ -100,7 +110,9 @@ class NormMetric(ProbeMetric):
         :class:`~plasticity_cl.metrics.last_step.LastStep`.
         ``norms/effective_learning_rate``: for SGD and Adam-like optimizers.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "norms"
@@ -109,16 +121,16 @@ class NormMetric(ProbeMetric):
     def __init__(self, every: int = 1, at: At = "end") -> None:
         super().__init__(2, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> Any:
+    def remember(self, strategy: Learner, run: ProbeRun) -> Any:
         """Take the norms at initialisation."""
         network = inner_network(strategy.model)
         return parameter_norm(network).layers, _shapes(network)
 
-    def prepare(self, strategy: Any) -> LastStep:
+    def prepare(self, strategy: Learner) -> LastStep:
         """Watch for the last step of the experience."""
         return LastStep(strategy)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """The norms, in total and by layer."""
         network = inner_network(strategy.model)
         norm = parameter_norm(network)
@@ -146,7 +158,10 @@ class TargetMetric(ProbeMetric):
         ``targets/target_mean``, ``targets/target_std``, ``targets/offset_to_scale``: of samples of the experience.
         ``targets/output_bias_share``, ``targets/output_top_direction_share``: on the probe batch.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, and in the probe batch, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "targets"
@@ -154,7 +169,7 @@ class TargetMetric(ProbeMetric):
     def __init__(self, size: int = 1024, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Statistics of the targets, and the share of the output bias."""
         targets = self.samples(strategy).targets
         if not targets.is_floating_point():
@@ -162,7 +177,7 @@ class TargetMetric(ProbeMetric):
         shares = self.attempt("shares of the output", self._shares, strategy, run)
         return target_statistics(targets).scalars() | (shares or {})
 
-    def _shares(self, strategy: Any, run: ProbeRun) -> dict[str, float]:
+    def _shares(self, strategy: Learner, run: ProbeRun) -> dict[str, float]:
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
             return {
@@ -181,7 +196,10 @@ class KernelMetric(ProbeMetric):
         samples' losses. To be compared with the network's own initialisation, which ``at="start"`` shows at the first
         experience.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "kernel"
@@ -189,7 +207,7 @@ class KernelMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Scalars of both Gram matrices."""
         batch = self.samples(strategy)
         values: dict[str, float] = {}
@@ -198,13 +216,13 @@ class KernelMetric(ProbeMetric):
         return values
 
     @staticmethod
-    def _kernel(strategy: Any, batch: Batch) -> dict[str, float]:
+    def _kernel(strategy: Learner, batch: Batch) -> dict[str, float]:
         with looking(strategy, batch) as look:
             kernel = empirical_ntk(look.model, batch.inputs)
         return {f"ntk_{name}": value for name, value in spectrum_scalars(kernel).items()}
 
     @staticmethod
-    def _gradients(strategy: Any, batch: Batch) -> dict[str, float]:
+    def _gradients(strategy: Learner, batch: Batch) -> dict[str, float]:
         with looking(strategy, batch) as look:
             gram = empirical_ntk(look.model, batch.inputs, kind="loss", targets=batch.targets, loss=look.loss)
         return {f"gradient_{name}": value for name, value in alignment_scalars(gram).items()}
@@ -213,8 +231,12 @@ class KernelMetric(ProbeMetric):
 class CurvatureMetric(ProbeMetric):
     """Both ends of the Hessian's spectrum, of the task loss on samples of the experience.
 
-    Emitted: ``curvature/hessian_largest`` (the sharpness) and ``curvature/hessian_smallest`` (a Ritz value). See
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Emitted: ``curvature/hessian_largest`` (the sharpness) and ``curvature/hessian_smallest`` (a Ritz value).
+
+    Args:
+        size: Samples of the experience, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "curvature"
@@ -222,7 +244,7 @@ class CurvatureMetric(ProbeMetric):
     def __init__(self, size: int = 256, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Both eigenvalues."""
         batch = self.samples(strategy)
         with looking(strategy, batch) as look:
@@ -237,9 +259,13 @@ class TrainabilityMetric(ProbeMetric):
     ``trainability/probe_loss_ratio``, over that of the initialisation: above 1 is less trainable than fresh. Outputs
     are classified for class labels and for criteria that encode their targets, and regressed on otherwise; with a
     fresh Adam at the better of two learning rates, two targets each. A head that grew is fitted on the outputs that
-    were in use at initialisation. See :func:`~plasticity_cl.diagnostics.trainability`, and
-    :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments. The first experience is passed over unless it
-    is due anyway: the initialisation is known.
+    were in use at initialisation. See :func:`~plasticity_cl.diagnostics.trainability`. The first experience is passed
+    over unless it is due anyway: the initialisation is known.
+
+    Args:
+        size: Samples in the probe batch, which stays the same, at least 2.
+        every: Look at every so many experiences and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "trainability"
@@ -248,11 +274,19 @@ class TrainabilityMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def remember(self, strategy: Any, run: ProbeRun) -> RandomTargetFit:
+    def remember(self, strategy: Learner, run: ProbeRun) -> RandomTargetFit:
         """Fit the initialisation; the probe batch and its targets stay the same, so once is enough."""
         return self._fit(strategy, run)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def save_initial(self, initial: RandomTargetFit) -> dict[str, Any]:
+        """The fields of the fit."""
+        return dict(vars(initial))
+
+    def load_initial(self, saved: dict[str, Any]) -> RandomTargetFit:
+        """The fit."""
+        return RandomTargetFit(**saved)
+
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """The mean loss and its ratio."""
         fit = self._fit(strategy, run)
         if run.initial is None:
@@ -260,9 +294,9 @@ class TrainabilityMetric(ProbeMetric):
         return {"probe_loss": fit.loss, "probe_loss_ratio": Trainability(fit, run.initial).ratio}
 
     @staticmethod
-    def _fit(strategy: Any, run: ProbeRun) -> RandomTargetFit:
+    def _fit(strategy: Learner, run: ProbeRun) -> RandomTargetFit:
         assert run.probe is not None
-        encoded = hasattr(strategy._criterion, "decode")
+        encoded = hasattr(criterion_of(strategy), "decode")
         task = "regression" if run.probe.targets.is_floating_point() and not encoded else "classification"
         with looking(strategy, run.probe) as look:
             return fit_random_targets(
@@ -285,7 +319,10 @@ class PictureMetric(ProbeMetric):
         ``preactivation_mean/<layer>`` and ``preactivation_std/<layer>``: histograms over units, on the probe batch.
         What is not finite is in no histogram.
 
-    See :class:`~plasticity_cl.metrics.probe.ProbeMetric` for the arguments.
+    Args:
+        size: Samples of the experience, and in the probe batch, at least 2.
+        every: Look at every so many experiences, at the first and at the last one.
+        at: ``"end"`` of the training on an experience, or its ``"start"``.
     """
 
     group = "pictures"
@@ -293,16 +330,16 @@ class PictureMetric(ProbeMetric):
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
 
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """No number."""
         return {}
 
-    def pictures(self, strategy: Any, run: ProbeRun) -> Iterable[tuple[str, Any]]:
+    def pictures(self, strategy: Learner, run: ProbeRun) -> Iterable[tuple[str, Any]]:
         """The image and the histograms."""
         for name, draw in (("network", self._image), ("weights", self._weights), ("preactivations", self._units)):
             yield from self.attempt(name, draw, strategy, run) or ()
 
-    def _image(self, strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _image(self, strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         batch = self.samples(strategy)
         with looking(strategy, batch) as look:
             kernel = empirical_ntk(look.model, batch.inputs)
@@ -310,7 +347,7 @@ class PictureMetric(ProbeMetric):
         return [("pictures/network", Shown(network_picture(kernel, batch.targets, line)))]
 
     @staticmethod
-    def _weights(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _weights(strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         histograms: list[tuple[str, Shown]] = []
         for name, module in inner_network(strategy.model).named_modules():
             own = [parameter.detach().flatten() for parameter in module.parameters(recurse=False)]
@@ -318,7 +355,7 @@ class PictureMetric(ProbeMetric):
         return histograms
 
     @staticmethod
-    def _units(strategy: Any, run: ProbeRun) -> list[tuple[str, Shown]]:
+    def _units(strategy: Learner, run: ProbeRun) -> list[tuple[str, Shown]]:
         assert run.probe is not None
         with looking(strategy, run.probe) as look:
             statistics = unit_statistics(look.model, run.probe.inputs)
@@ -336,11 +373,11 @@ def _histogram(name: str, values: list[Tensor]) -> list[tuple[str, Shown]]:
     return [(name, Shown(joined))] if joined.numel() else []
 
 
-def _shapes(network: nn.Module) -> dict[str, list[torch.Size]]:
+def _shapes(network: nn.Module) -> dict[str, list[list[int]]]:
     """The shapes of the parameters of each layer, layers named as :func:`parameter_norm` names them."""
-    shapes: dict[str, list[torch.Size]] = {}
+    shapes: dict[str, list[list[int]]] = {}
     for name, parameter in network.named_parameters():
-        shapes.setdefault(name.rpartition(".")[0] or name, []).append(parameter.shape)
+        shapes.setdefault(name.rpartition(".")[0] or name, []).append(list(parameter.shape))
     return shapes
 
 

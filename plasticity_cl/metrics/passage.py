@@ -24,6 +24,15 @@ class Passage:
     number: int = -1
     _parts: int = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """The number of the experience, and how many of its parts were trained on."""
+        return {"number": self.number, "parts": self._parts}
+
+    @classmethod
+    def from_state(cls, state: dict[str, int]) -> Passage:
+        """The passage that :meth:`state_dict` was of."""
+        return cls(state["number"], state["parts"])
+
     def begin(self, experience: Any) -> bool:
         """Take note of a training on ``experience``: whether it begins one, or goes on with one."""
         number = number_of(experience)

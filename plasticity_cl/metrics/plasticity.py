@@ -28,8 +28,14 @@ from plasticity_cl.metrics.identity import (
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import Choice
 from plasticity_cl.metrics.separation import Separation, separate
+from plasticity_cl.training.avalanche_names import joint_experiences
+from plasticity_cl.training.learner import Learner
 
 Reference = Mapping[str, Sequence[float]] | FreshFactory
+
+
+_TABLES = ("learned", "latest", "fresh")
+_KEPT = ("trained", "n_trained_stream", "lengths", "checked", "moved_on")
 
 
 @dataclass
@@ -56,6 +62,28 @@ class _Run:
     checked: bool = False
     moved_on: bool = False
     """Whether the run has gone on to another benchmark, for which no scores were given."""
+    resumed: bool = False
+    """Whether the run was loaded, and the benchmark that it goes on with has not been seen yet."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The table, and what the next evaluation and the next training go by."""
+        tables = {name: {s: dict(scores) for s, scores in getattr(self, name).items()} for name in _TABLES}
+        return {
+            **tables,
+            **{name: getattr(self, name) for name in _KEPT},
+            "just_trained": sorted(self.just_trained),
+            "fresh_networks": None if self.fresh_networks is None else self.fresh_networks.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for name in _TABLES:
+            setattr(self, name, defaultdict(dict, {stream: dict(scores) for stream, scores in state[name].items()}))
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self.just_trained, self.resumed = frozenset(state["just_trained"]), True
+        if self.fresh_networks is not None:
+            self.fresh_networks.load_state_dict(state["fresh_networks"])
 
 
 class SeparationMetric(GuardedMetric):
@@ -121,6 +149,26 @@ class SeparationMetric(GuardedMetric):
         self._runs = PerStrategy(self._new_run)
         self._current.reset()
 
+    def meet(self, strategy: Learner) -> None:
+        """Copy a strategy as it is before its first training, where fresh networks are to be trained beside it."""
+        self._runs.of(strategy)
+        if self._fresh_networks is not None:
+            self._fresh_networks.remember(strategy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every score; the last fresh network is left out, so that its score is to be taken before."""
+        return self._runs.alone().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; with fresh networks, after :meth:`meet`.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        run = self._runs.alone()
+        run.load_state_dict(state)
+        self._runs.adopt(run)
+
     def without_reference(self) -> SeparationMetric:
         """The same metric for a fresh network, which has no reference itself."""
         return SeparationMetric(score=self._choice)
@@ -138,24 +186,24 @@ class SeparationMetric(GuardedMetric):
             separations[stream] = separate(*([scores.get(k, NAN) for k in range(max(known) + 1)] for scores in columns))
         return separations
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Drop the score that was being taken; what was measured before stays."""
         self._failed = True
 
-    def before_training(self, strategy: Any) -> None:
+    def before_training(self, strategy: Learner) -> None:
         """Note how the training begins, for the fresh networks."""
         self._runs.of(strategy).first_of_train = True
         if self._fresh_networks is not None:
             self._fresh_networks.before_training(strategy)
 
-    def before_train_dataset_adaptation(self, strategy: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Learner) -> None:
         """Note how the training on an experience begins, where it is not the first in one call of ``train()``."""
         run = self._runs.of(strategy)
         if self._fresh_networks is not None and not run.first_of_train:
             self._fresh_networks.before_experience()
         run.first_of_train = False
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Learner) -> None:
         """Train the fresh network of this experience, where a factory was given."""
         run = self._runs.of(strategy)
         run.at_end_of_training = {}
@@ -163,7 +211,7 @@ class SeparationMetric(GuardedMetric):
         if self._fresh_networks is not None:
             self._fresh_networks.train(strategy)
 
-    def after_training_exp(self, strategy: Any) -> list[Scalar]:
+    def after_training_exp(self, strategy: Learner) -> list[Scalar]:
         """Count the experience as learned; an evaluation after its very last step stands for A_kk."""
         run = self._runs.of(strategy)
         run.just_trained, run.training = run.training, frozenset()
@@ -175,29 +223,29 @@ class SeparationMetric(GuardedMetric):
                     values += self._take(run, stream, k, score, fresh)
         return values
 
-    def after_training(self, strategy: Any) -> None:
+    def after_training(self, strategy: Learner) -> None:
         """Note how the training ended, for the fresh networks."""
         self._runs.of(strategy)
         if self._fresh_networks is not None:
             self._fresh_networks.after_training(strategy)
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: Learner) -> None:
         """Start to note which experiences the evaluation covers."""
         run = self._runs.of(strategy)
         if self._fresh_networks is not None:
             self._fresh_networks.remember(strategy)
         run.evaluated = defaultdict(set)
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Learner) -> None:
         """Start the score of an experience."""
         self._failed = False
         self._current.before_eval_exp(strategy)
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Learner) -> None:
         """Take in a batch."""
         self._current.after_eval_iteration(strategy)
 
-    def after_eval_exp(self, strategy: Any) -> list[Scalar]:
+    def after_eval_exp(self, strategy: Learner) -> list[Scalar]:
         """Take the score for A_kk, A_Kk or the score before training, whichever it is."""
         run, score = self._runs.of(strategy), NAN if self._failed else self._current.result()
         self._current.reset()
@@ -228,7 +276,7 @@ class SeparationMetric(GuardedMetric):
             return [Scalar(self, "plasticity", "score_before_training", score, k, stream=stream)]
         return []
 
-    def after_eval(self, strategy: Any) -> list[Scalar]:
+    def after_eval(self, strategy: Learner) -> list[Scalar]:
         """Emit what was forgotten of the earlier experiences that the evaluation covered."""
         run, values = self._runs.of(strategy), []
         for stream, covered in run.evaluated.items():
@@ -251,22 +299,23 @@ class SeparationMetric(GuardedMetric):
     def _new_run(self) -> _Run:
         return _Run(None if self._factory is None else FreshNetworks(self._factory))
 
-    def _begin(self, run: _Run, strategy: Any) -> None:
+    def _begin(self, run: _Run, strategy: Learner) -> None:
         """Note what the training is on. Where it was trained on before, its new scores take the old ones' place."""
         experience = strategy.experience
         benchmark = benchmark_of(experience)
-        if run.trained and benchmark is not run.benchmark:
+        if run.trained and benchmark is not run.benchmark and not run.resumed:
             self._say(
                 "the run goes on with another benchmark, whose experiences have the same numbers: a new table begins"
                 + (", without the scores that were given" if self._given else "")
             )
             run.learned, run.latest, run.fresh = defaultdict(dict), defaultdict(dict), defaultdict(dict)
             run.trained, run.just_trained, run.moved_on = [], frozenset(), True
+        run.resumed = False
         run.benchmark, run.n_trained_stream = benchmark, stream_length(experience)
         self._check_given(run, experience)
         numbers = [number_of(experience)]
         if isinstance(strategy, JointTraining):
-            numbers = [number_of(joint) for joint in strategy._experiences]
+            numbers = [number_of(joint) for joint in joint_experiences(strategy)]
         run.training = frozenset(numbers)
         goes_on = isinstance(experience, OnlineCLExperience) and run.just_trained == run.training
         again = [k for k in numbers if k in run.trained]
@@ -321,7 +370,7 @@ class SeparationMetric(GuardedMetric):
             if not math.isnan(value)
         ]
 
-    def _fresh_score(self, strategy: Any) -> float:
+    def _fresh_score(self, strategy: Learner) -> float:
         networks = self._fresh_networks
         return NAN if networks is None else networks.score(strategy, ExperienceScore(self._choice))
 
@@ -343,7 +392,7 @@ class SeparationMetric(GuardedMetric):
             warnings.warn(f"{type(self).__name__}: {what}", stacklevel=4)
 
 
-def _state_of_network(strategy: Any) -> list[float]:
+def _state_of_network(strategy: Learner) -> list[float]:
     """Something that changes with every step, and when a plugin puts other weights in place, as early stopping does.
 
     Two sums over each tensor: versions that PyTorch counts miss what is written to ``parameter.data``.

@@ -12,10 +12,10 @@ from avalanche.evaluation.metric_results import MetricValue
 from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.metrics.guard import GuardedMetric, PerStrategy
 from plasticity_cl.metrics.identity import stream_length
-from plasticity_cl.metrics.look import Batch, random_samples
 from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.seeding import preserve_rng
+from plasticity_cl.training.learner import Batch, Learner, probe_samples
 
 At = Literal["start", "end"]
 
@@ -52,8 +52,8 @@ class ProbeMetric(GuardedMetric):
     The mini experiences of an online stream are one experience. A network that cannot be looked at gets no values and
     one warning. One metric may serve several strategies.
 
-    Samples are drawn at random from an experience, by a seed of their own; see
-    :func:`~plasticity_cl.metrics.look.random_samples`. A diagnostic sees the network through
+    Samples are those that the learner gives, see :func:`~plasticity_cl.training.learner.probe_samples`: drawn at random
+    from an experience, by a seed of their own. A diagnostic sees the network through
     :func:`~plasticity_cl.metrics.look.looking`.
 
     Args:
@@ -93,7 +93,42 @@ class ProbeMetric(GuardedMetric):
         """The last values by name, layers as ``name/layer``, of the strategy met last; empty before the first."""
         return dict(self._runs.latest.last)
 
-    def before_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def state_dict(self) -> dict[str, Any]:
+        """The probe batch, what was remembered of the initialisation, and how far the training has come."""
+        run = self._runs.alone()
+        return {
+            "probe": None if run.probe is None else dict(vars(run.probe)),
+            "initial": None if run.initial is None else self.save_initial(run.initial),
+            "passage": run.passage.state_dict(),
+            "last": dict(run.last),
+            "begun": run.begun,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._runs.adopt(
+            ProbeRun(
+                probe=None if state["probe"] is None else Batch(**state["probe"]),
+                initial=None if state["initial"] is None else self.load_initial(state["initial"]),
+                passage=Passage.from_state(state["passage"]),
+                last=dict(state["last"]),
+                begun=state["begun"],
+            )
+        )
+
+    def save_initial(self, initial: Any) -> Any:
+        """What :meth:`remember` took, as tensors, numbers and collections of them; as it is if not overridden."""
+        return initial
+
+    def load_initial(self, saved: Any) -> Any:
+        """What :meth:`save_initial` saved, as :meth:`remember` took it."""
+        return saved
+
+    def before_training_exp(self, strategy: Learner) -> list[MetricValue]:
         """Draw the probe batch from the first experience; look, if this is the moment."""
         run, experience = self._runs.of(strategy), strategy.experience
         run.release()
@@ -108,7 +143,7 @@ class ProbeMetric(GuardedMetric):
             run.prepared = self.attempt("before_training_exp", self.prepare, strategy)
         return []
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Learner) -> list[MetricValue]:
         """Look, if this is the moment."""
         run, experience = self._runs.of(strategy), strategy.experience
         try:
@@ -117,31 +152,31 @@ class ProbeMetric(GuardedMetric):
         finally:
             run.release()
 
-    def on_failure(self, strategy: Any, event: str) -> None:
+    def on_failure(self, strategy: Learner, event: str) -> None:
         """Drop the last values: they are not of this experience."""
         run = self._runs.of(strategy)
         run.last = {}
         run.release()
 
-    def remember(self, strategy: Any, run: ProbeRun) -> Any:
+    def remember(self, strategy: Learner, run: ProbeRun) -> Any:
         """Take from the network, before its first step, what later values are related to."""
 
-    def prepare(self, strategy: Any) -> Any:
+    def prepare(self, strategy: Learner) -> Any:
         """Get ready for a training at whose end the diagnostic is due: something with a ``close()``, or ``None``."""
 
     @abstractmethod
-    def measure(self, strategy: Any, run: ProbeRun) -> Mapping[str, float]:
+    def measure(self, strategy: Learner, run: ProbeRun) -> Mapping[str, float]:
         """Values by name, those of a layer as ``name/layer``."""
 
-    def pictures(self, strategy: Any, run: ProbeRun) -> Iterable[tuple[str, Any]]:
+    def pictures(self, strategy: Learner, run: ProbeRun) -> Iterable[tuple[str, Any]]:
         """Values that are no numbers: images, and tensors for histograms, by their full name."""
         return ()
 
-    def samples(self, strategy: Any) -> Batch:
+    def samples(self, strategy: Learner) -> Batch:
         """Samples of the current experience."""
-        return random_samples(strategy, self._size)
+        return probe_samples(strategy, self._size)
 
-    def _first(self, strategy: Any, run: ProbeRun) -> None:
+    def _first(self, strategy: Learner, run: ProbeRun) -> None:
         """Draw the probe batch; an experience without samples leaves it to the next one."""
         is_initial, run.begun = not run.begun, True
         if self.needs_samples:
@@ -150,7 +185,7 @@ class ProbeMetric(GuardedMetric):
             with preserve_rng():
                 run.initial = self.attempt("before_training_exp", self.remember, strategy, run)
 
-    def _look(self, strategy: Any, run: ProbeRun) -> list[MetricValue]:
+    def _look(self, strategy: Learner, run: ProbeRun) -> list[MetricValue]:
         run.last = {}
         if self.needs_samples and run.probe is None:
             return []

@@ -15,6 +15,7 @@ from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import logits_of
+from plasticity_cl.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,18 @@ class WildsMetric(GuardedMetric):
         self._trained = PerStrategy(Passage)
         self.reset()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training has come; an evaluation begins anew."""
+        return {"trained": self._trained.alone().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Args:
+            state: As it was, or as ``torch.load(..., weights_only=True)`` read it.
+        """
+        self._trained.adopt(Passage.from_state(state["trained"]))
+
     def reset(self) -> None:
         """Forget what was evaluated."""
         self._confusion: Tensor | None = None
@@ -108,15 +121,15 @@ class WildsMetric(GuardedMetric):
         """The scores of each watched stream in the last evaluation, over the experiences that it covered."""
         return {stream: wilds_scores(counts, self._classes[stream]) for stream, counts in self._of_stream.items()}
 
-    def after_training_exp(self, strategy: Any) -> None:
+    def after_training_exp(self, strategy: Learner) -> None:
         """Note how far the training has come."""
         self._trained.of(strategy).begin(strategy.experience)
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: Learner) -> None:
         """Start an evaluation."""
         self.reset()
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Learner) -> None:
         """Start an experience."""
         stream = strategy.experience.origin_stream.name
         self._confusion = None
@@ -124,12 +137,12 @@ class WildsMetric(GuardedMetric):
             shape = (self._n_classes, self._n_classes)
             self._confusion = torch.zeros(shape, dtype=torch.int64, device=strategy.device)
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Learner) -> None:
         """Count a batch."""
         if self._confusion is not None:
             add_to_confusion(self._confusion, logits_of(strategy.mb_output).argmax(1), strategy.mb_y)
 
-    def after_eval_exp(self, strategy: Any) -> list[Scalar]:
+    def after_eval_exp(self, strategy: Learner) -> list[Scalar]:
         """Emit the scores of the experience."""
         if self._confusion is None:
             return []
@@ -140,7 +153,7 @@ class WildsMetric(GuardedMetric):
         self._whole[stream.name] = _n_experiences(stream)
         return self._emit("", wilds_scores(self._confusion, self._classes[stream.name]), stream.name, number)
 
-    def after_eval(self, strategy: Any) -> list[Scalar]:
+    def after_eval(self, strategy: Learner) -> list[Scalar]:
         """Emit the scores of the streams that were covered."""
         values = []
         for stream, scores in self.result().items():

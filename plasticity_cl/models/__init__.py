@@ -9,8 +9,8 @@ from plasticity_cl.lazy import lazy_names
 if TYPE_CHECKING:
     from plasticity_cl.models.build import make_model
     from plasticity_cl.models.catalogue import MODELS
-    from plasticity_cl.models.layers import ACTIVATIONS, NORMALIZATIONS, make_activation, make_normalization
-    from plasticity_cl.models.nodes import NONLINEARITIES
+    from plasticity_cl.models.layers import NORMALIZATIONS, make_activation, make_normalization
+    from plasticity_cl.models.nonlinearities import ACTIVATIONS, NONLINEARITIES
     from plasticity_cl.models.surgery import insert_normalization
 
 __all__ = [
@@ -29,8 +29,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "MODELS": "catalogue",
         "make_model": "build",
-        "NONLINEARITIES": "nodes",
+        **dict.fromkeys(("ACTIVATIONS", "NONLINEARITIES"), "nonlinearities"),
         "insert_normalization": "surgery",
-        **dict.fromkeys(("ACTIVATIONS", "NORMALIZATIONS", "make_activation", "make_normalization"), "layers"),
+        **dict.fromkeys(("NORMALIZATIONS", "make_activation", "make_normalization"), "layers"),
     },
 )

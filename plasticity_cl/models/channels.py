@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.models.layers import NORM_CLASSES
-from plasticity_cl.models.nodes import ARITHMETIC, FUNCTIONS, NONLINEARITIES, input_of, module_of, operation, place
+from plasticity_cl.models.nodes import ARITHMETIC, input_of, module_of, operation, place
+from plasticity_cl.models.nonlinearities import FUNCTIONS, NONLINEARITIES
 
 _KEEPS_CHANNELS = (
     (FUNCTIONS.keys() - {"glu"})

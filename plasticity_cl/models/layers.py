@@ -8,18 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.models.nonlinearities import ACTIVATIONS
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "silu"]
 Normalization = Literal["layer", "batch", "rms", "group"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-}
-"""The activations that networks can be made with, by name."""
 
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 """The kinds of normalisation, by name: see :func:`make_normalization`."""

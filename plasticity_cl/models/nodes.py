@@ -8,37 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-NONLINEARITIES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.ReLU: ("relu",),
-    nn.ReLU6: ("relu6",),
-    nn.LeakyReLU: ("leaky_relu",),
-    nn.PReLU: ("prelu",),
-    nn.RReLU: ("rrelu",),
-    nn.ELU: ("elu",),
-    nn.CELU: ("celu",),
-    nn.SELU: ("selu",),
-    nn.GELU: ("gelu",),
-    nn.SiLU: ("silu",),
-    nn.Mish: ("mish",),
-    nn.GLU: ("glu",),
-    nn.Tanh: ("tanh",),
-    nn.Hardtanh: ("hardtanh",),
-    nn.Hardswish: ("hardswish",),
-    nn.Softplus: ("softplus",),
-    nn.Softsign: ("softsign",),
-    nn.Softshrink: ("softshrink",),
-    nn.Hardshrink: ("hardshrink",),
-    nn.Tanhshrink: ("tanhshrink",),
-    nn.Threshold: ("threshold",),
-    nn.LogSigmoid: ("logsigmoid", "log_sigmoid"),
-    nn.Sigmoid: ("sigmoid", "expit", "special_expit"),
-    nn.Hardsigmoid: ("hardsigmoid",),
-}
-"""What counts as a nonlinearity: the module, and the names of its functions and methods (in place: with ``_`` added).
-
-Softmax does not count, nor do maximum pooling and arithmetic. ``insert_normalization`` says when sigmoids do."""
-
-SIGMOIDS = (nn.Sigmoid, nn.Hardsigmoid)
+from plasticity_cl.models.nonlinearities import FUNCTIONS, NONLINEARITIES
 
 OPAQUE: tuple[type[nn.Module], ...] = (
     nn.RNNBase,
@@ -52,7 +22,6 @@ OPAQUE: tuple[type[nn.Module], ...] = (
 )
 """Modules with nonlinearities inside that torch.fx does not look into."""
 
-FUNCTIONS = {function: module for module, functions in NONLINEARITIES.items() for function in functions}
 ARITHMETIC = frozenset({"add", "sub", "mul", "multiply", "div", "truediv", "neg"})
 
 

@@ -14,7 +14,6 @@ from plasticity_cl.models.channels import find_layouts, settle_layout
 from plasticity_cl.models.layers import NORMALIZATIONS, make_normalization, normalization_kinds
 from plasticity_cl.models.nodes import (
     ARITHMETIC,
-    SIGMOIDS,
     input_of,
     module_of,
     nonlinearity,
@@ -23,6 +22,7 @@ from plasticity_cl.models.nodes import (
     place,
     works_in_place,
 )
+from plasticity_cl.models.nonlinearities import SIGMOIDS
 from plasticity_cl.models.tracing import copy_in_mode, first_line, trace
 from plasticity_cl.seeding import preserve_rng
 

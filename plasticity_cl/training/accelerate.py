@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from plasticity_cl.seeding import preserve_rng
-from plasticity_cl.training.in_memory import SamplesLoader
+from plasticity_cl.training.avalanche_names import LossFunction, criterion_of
+from plasticity_cl.training.learner import Learner
 
 # What torch.compile is asked for, in this order. "cudagraphs" replays the very kernels of the plain network.
 _BACKENDS: dict[str, tuple[Any, ...]] = {"cpu": ("inductor",), "cuda": ("inductor", "cudagraphs")}
@@ -22,38 +23,45 @@ _TRIAL_STEPS = 5
 class Accelerator:
     """Runs the training steps of a strategy faster where that changes nothing.
 
-    Before an experience, the first batch goes through a copy of the network and through a compiled copy. Only if
-    outputs, loss, gradients, buffers and random state agree to the last bit, full batches are trained with the compiled
+    The first batch of an experience goes through a copy of the network and through a compiled copy. Only if outputs,
+    loss, gradients, buffers and random state agree to the last bit, batches of that size are trained with the compiled
     network. The optimizer's fused step is tried likewise, before its first step. Whatever is not used is named in one
     warning. A trial is no proof: it is one batch, and five steps of random gradients.
 
-    The compiled network is left aside while any module has hooks, since a compiled network may pass them over.
+    The compiled network is left aside while any module has hooks, since a compiled network may pass them over; nothing
+    is tried while there are any.
     """
 
     def __init__(self) -> None:
         self._compiled: Callable[[Tensor], Any] | None = None
         self._tried: Any = None
+        self._to_try = True
         self._batch_size = 0
         self._hooks: list[dict[int, Any]] = []
         self._warned: set[str] = set()
 
-    def prepare(
-        self, model: nn.Module, optimizer: Optimizer, criterion: Callable[[Any, Tensor], Tensor], loader: SamplesLoader
-    ) -> None:
-        """Try what can be used for the experience that ``loader`` gives; nothing is tried twice.
+    def begin_experience(self) -> None:
+        """Try with the next batch what can be used for the experience; nothing is tried twice."""
+        self._to_try = True
 
-        Args:
-            model: The network, on its device, in training mode.
-            optimizer: Of its parameters.
-            criterion: Loss function of output and target.
-            loader: The batches of the experience.
-        """
-        self._fuse(optimizer)
-        size = min(loader.batch_size, len(loader.samples))
+    def forward(self, learner: Learner) -> Any:
+        """The output for the current batch of a training, the same whichever way it is computed."""
+        model, inputs = learner.model, learner.mb_x
+        if self._to_try:
+            self._try(learner)
+        if self._compiled is None or inputs.shape[0] != self._batch_size or any(self._hooks):
+            return model(inputs)
+        return self._compiled(inputs)
+
+    def _try(self, learner: Learner) -> None:
+        model, inputs, target = learner.model, learner.mb_x, learner.mb_y
+        self._fuse(learner.optimizer)
+        self._to_try = False
+        size = inputs.shape[0]
         network = (id(model), size, [(id(p), p.shape, p.requires_grad) for p in model.parameters()])
         if network == self._tried:
             return
-        self._tried, self._batch_size, self._compiled = network, size, None
+        self._compiled = None
         self._hooks = [
             hooks
             for module in model.modules()
@@ -64,23 +72,20 @@ class Accelerator:
                 module._backward_pre_hooks,
             )
         ]
-        inputs, target = loader.samples.batch(torch.arange(size))
+        if any(self._hooks):
+            self._to_try = True
+            return
+        self._tried, self._batch_size = network, size
         reason = f"there is no compiler for the device {inputs.device.type}"
         for backend in _BACKENDS.get(inputs.device.type, ()):
             try:
-                reason = _difference(model, backend, criterion, inputs, target)
+                reason = _difference(model, backend, criterion_of(learner), inputs, target)
             except Exception as error:  # whatever goes wrong in a compiler
                 reason = f"it could not be compiled ({str(error).strip().splitlines()[0] if str(error) else error!r})"
             if not reason:
                 self._compiled = torch.compile(model, backend=backend, dynamic=False)
                 return
         self._warn("the network is not compiled", reason)
-
-    def forward(self, model: nn.Module, inputs: Tensor) -> Any:
-        """The output for a batch of training, the same whichever way it is computed."""
-        if self._compiled is None or inputs.shape[0] != self._batch_size or any(self._hooks):
-            return model(inputs)
-        return self._compiled(inputs)
 
     def _fuse(self, optimizer: Optimizer) -> None:
         groups = optimizer.param_groups
@@ -106,9 +111,7 @@ class Accelerator:
             warnings.warn(f"accelerate: {what}: {why}; results stay the same", stacklevel=2)
 
 
-def _difference(
-    model: nn.Module, backend: Any, criterion: Callable[[Any, Tensor], Tensor], inputs: Tensor, target: Tensor
-) -> str:
+def _difference(model: nn.Module, backend: Any, criterion: LossFunction, inputs: Tensor, target: Tensor) -> str:
     """Why a compiled copy of ``model`` is not as good as ``model``; empty if it is."""
     plain, other = copy.deepcopy(model), copy.deepcopy(model)
     compiled = torch.compile(other, backend=backend, dynamic=False)
@@ -126,7 +129,7 @@ def _difference(
 def _step(
     module: nn.Module,
     forward: Callable[[Tensor], Any],
-    criterion: Callable[[Any, Tensor], Tensor],
+    criterion: LossFunction,
     inputs: Tensor,
     target: Tensor,
 ) -> list[Tensor]:

@@ -11,6 +11,9 @@ from avalanche.evaluation.metrics.accuracy import Accuracy, EpochAccuracy, Exper
 from avalanche.evaluation.metrics.loss import EpochLoss, ExperienceLoss, LossMetric, StreamLoss
 from torch import Tensor
 
+from plasticity_cl.training.avalanche_names import inner_metric, running_mean, set_inner_metric, share_running_mean
+from plasticity_cl.training.learner import Learner
+
 DEFERRABLE = frozenset({EpochAccuracy, ExperienceAccuracy, StreamAccuracy, EpochLoss, ExperienceLoss, StreamLoss})
 """Avalanche's metrics that emit nothing after a batch and look at nothing but the batch."""
 
@@ -151,7 +154,7 @@ class DeferredAccuracy(Accuracy):  # type: ignore[misc]
     """
 
     def __init__(self, original: Accuracy) -> None:
-        self._mean_accuracy = original._mean_accuracy
+        share_running_mean(self, original)
         self.waiting = Hits()
 
     def update(self, predicted_y: Tensor, true_y: Tensor) -> None:
@@ -174,8 +177,9 @@ class DeferredAccuracy(Accuracy):  # type: ignore[misc]
         super().reset()
 
     def _settle(self) -> None:
+        mean = running_mean(self)
         for hits, size in self.waiting.take():
-            self._mean_accuracy.update(hits / size, size)
+            mean.update(hits / size, size)
 
 
 class DeferredLoss(LossMetric):  # type: ignore[misc]
@@ -186,7 +190,7 @@ class DeferredLoss(LossMetric):  # type: ignore[misc]
     """
 
     def __init__(self, original: LossMetric) -> None:
-        self._mean_loss = original._mean_loss
+        share_running_mean(self, original)
         self.waiting = Losses()
 
     def update(self, loss: Tensor, patterns: int) -> None:
@@ -204,8 +208,9 @@ class DeferredLoss(LossMetric):  # type: ignore[misc]
         super().reset()
 
     def _settle(self) -> None:
+        mean = running_mean(self)
         for loss, size in self.waiting.take():
-            self._mean_loss.update(loss, weight=size)
+            mean.update(loss, weight=size)
 
 
 def deferred(metric: Any) -> DeferredAccuracy | DeferredLoss | None:
@@ -217,14 +222,17 @@ def deferred(metric: Any) -> DeferredAccuracy | DeferredLoss | None:
     Returns:
         Its inner metric from now on; ``None`` where it has been given another one and stays as it is.
     """
-    if type(metric._metric) is Accuracy:
-        metric._metric = DeferredAccuracy(metric._metric)
-    elif type(metric._metric) is LossMetric and metric._loss is metric._metric:
-        metric._metric = metric._loss = DeferredLoss(metric._metric)
-    return metric._metric if isinstance(metric._metric, DeferredAccuracy | DeferredLoss) else None
+    inner = inner_metric(metric)
+    if type(inner) is Accuracy:
+        inner = DeferredAccuracy(inner)
+        set_inner_metric(metric, inner)
+    elif type(inner) is LossMetric:
+        inner = DeferredLoss(inner)
+        set_inner_metric(metric, inner)
+    return inner if isinstance(inner, DeferredAccuracy | DeferredLoss) else None
 
 
-def take_batch(accuracies: list[DeferredAccuracy], losses: list[DeferredLoss], strategy: Any) -> None:
+def take_batch(accuracies: list[DeferredAccuracy], losses: list[DeferredLoss], strategy: Learner) -> None:
     """Give the current batch of ``strategy`` to metrics, as each of them would take it."""
     output, target, loss = strategy.mb_output, strategy.mb_y, strategy.loss
     size = target.shape[0]

@@ -6,31 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from avalanche.evaluation import GenericPluginMetric
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates.base_sgd import PeriodicEval
 
+from plasticity_cl.training.avalanche_names import ACTIVE, WAITING_VALUES, generic_metric_acts
 from plasticity_cl.training.deferred import DEFERRABLE, DeferredAccuracy, DeferredLoss, deferred, take_batch
+from plasticity_cl.training.learner import Learner
 
 _EMPTY = frozenset({"BaseSGDPlugin", "BasePlugin", "SupervisedPlugin", "PluginMetric", "BaseLogger"})
 
-# When a metric built on Avalanche's GenericPluginMetric does anything: its mode, and what must be set to this moment.
-_GENERIC_EVENTS = {
-    "before_training": ("train", "_reset_at", "stream"),
-    "before_training_exp": ("train", "_reset_at", "experience"),
-    "before_training_epoch": ("train", "_reset_at", "epoch"),
-    "before_training_iteration": ("train", "_reset_at", "iteration"),
-    "after_training_iteration": ("train", "_mode", "train"),
-    "after_training_epoch": ("train", "_emit_at", "epoch"),
-    "after_training_exp": ("train", "_emit_at", "experience"),
-    "after_training": ("train", "_emit_at", "stream"),
-    "before_eval": ("eval", "_reset_at", "stream"),
-    "before_eval_exp": ("eval", "_reset_at", "experience"),
-    "before_eval_iteration": ("eval", "_reset_at", "iteration"),
-    "after_eval_iteration": ("eval", "_mode", "eval"),
-    "after_eval_exp": ("eval", "_emit_at", "experience"),
-    "after_eval": ("eval", "_emit_at", "stream"),
-}
 _BATCH_EVENTS = ("after_training_iteration", "after_eval_iteration")
 
 Hook = Callable[..., Any]
@@ -112,17 +96,19 @@ def _evaluator_hook(evaluator: EvaluationPlugin, event: str) -> Hook | None:
         return None
     attributes = vars(evaluator)  # the evaluator's own attribute access takes a microsecond
 
-    def hook(strategy: Any, **_: Any) -> None:
-        if attributes["_active"]:
+    def hook(strategy: Learner, **_: Any) -> None:
+        if attributes[ACTIVE]:
             for take in quiet:
                 take(strategy)
-            if others or loggers_act or attributes["_metric_values"]:
-                _emit(evaluator, others, strategy, event)
+            if others or loggers_act or attributes[WAITING_VALUES]:
+                _emit(evaluator, attributes, others, strategy, event)
 
     return hook
 
 
-def _emit(evaluator: EvaluationPlugin, metrics: list[Any], strategy: Any, event: str) -> None:
+def _emit(
+    evaluator: EvaluationPlugin, attributes: dict[str, Any], metrics: list[Any], strategy: Learner, event: str
+) -> None:
     experience = strategy.experience
     if experience is not None:
         strategy.experience = experience.logging()
@@ -135,20 +121,17 @@ def _emit(evaluator: EvaluationPlugin, metrics: list[Any], strategy: Any, event:
             elif values is not None:
                 evaluator.publish_metric_value(values)
         for logger in evaluator.loggers:
-            logger.log_metrics(evaluator._metric_values)
+            logger.log_metrics(attributes[WAITING_VALUES])
             if hasattr(logger, event):
-                getattr(logger, event)(strategy, evaluator._metric_values)
-        evaluator._metric_values = []
+                getattr(logger, event)(strategy, attributes[WAITING_VALUES])
+        attributes[WAITING_VALUES] = []
     finally:
         strategy.experience = experience
 
 
 def _metric_acts(metric: Any, event: str) -> bool:
-    method = getattr(type(metric), event, None)
-    if event in _GENERIC_EVENTS and method is getattr(GenericPluginMetric, event) and event not in vars(metric):
-        mode, attribute, moment = _GENERIC_EVENTS[event]
-        return bool(metric._mode == mode and getattr(metric, attribute) == moment)
-    return is_overridden(metric, event)
+    acts = generic_metric_acts(metric, event)
+    return is_overridden(metric, event) if acts is None else acts
 
 
 def is_overridden(part: Any, event: str) -> bool:

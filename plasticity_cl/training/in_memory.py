@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from avalanche.benchmarks import DatasetExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups, TransformGroups
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import TupleTransform
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
 from plasticity_cl.training.augmentation import CropFlip
+from plasticity_cl.training.avalanche_names import shown_whole
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -206,27 +207,21 @@ def samples_of(dataset: AvalancheDataset) -> Samples | None:
         Batches gathered from tensors would then differ from what the data set holds. An augmentation is that of the
         samples where the data set is set to training, and gone where it is set to evaluation.
     """
-    if any(attribute.use_in_getitem for attribute in getattr(dataset, "_data_attributes", {}).values()):
-        return None
-    inner: Any = getattr(dataset, "_flat_data", None)
+    inner, transforms = shown_whole(dataset)
     augmented = False
-    while inner is not None and not isinstance(inner, Samples):
-        if len(getattr(inner, "_datasets", ())) != 1 or inner._indices is not None:
+    for transform in transforms:
+        if not isinstance(transform, TupleTransform) or not isinstance(transform.transforms[0], _AugmentOne):
             return None
-        for groups in (inner._transform_groups, inner._frozen_transform_groups):
-            transform = None if isinstance(groups, EmptyTransformGroups) else groups[groups.current_group]
-            if isinstance(transform, TupleTransform) and isinstance(transform.transforms[0], _AugmentOne):
-                augmented = True
-            elif transform is not None:
-                return None
-        inner = inner._datasets[0]
-    if inner is None or augmented or inner.augmentation is None:
-        return inner
-    return inner.augmented(None)
+        augmented = True
+    if not isinstance(inner, Samples):
+        return None
+    return inner if augmented or inner.augmentation is None else inner.augmented(None)
 
 
 class SamplesLoader:
     """Batches gathered from tensors, in the order that PyTorch's ``DataLoader`` would give them.
+
+    A :class:`~plasticity_cl.training.loader.DeviceLoader`. It holds nothing from one pass to the next.
 
     Each pass draws from torch's global generator exactly what a ``DataLoader`` draws (its base seed and, when it
     shuffles, the sampler's seed), so that a run gives the same weights with either. Where the samples are augmented it
@@ -240,6 +235,8 @@ class SamplesLoader:
         shuffle: Whether each pass is in a new random order.
         drop_last: Whether a last, smaller batch is left out.
     """
+
+    batches_on_device: ClassVar[bool] = True
 
     def __init__(self, samples: Samples, batch_size: int, *, shuffle: bool, drop_last: bool = False) -> None:
         self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
@@ -264,6 +261,13 @@ class SamplesLoader:
             # Not `split`: its parts count as views of one tensor, which may not be changed in place one by one.
             parts = zip(inputs.unsafe_split(self.batch_size), targets.unsafe_split(self.batch_size), strict=True)
             yield from map(list, parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what it draws comes from torch's global generator."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
 
     def _batches_together(self) -> int:
         inputs, targets = self.samples.inputs[0], self.samples.targets[0]

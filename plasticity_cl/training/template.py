@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity_cl.training.accelerate import Accelerator
+from plasticity_cl.training.avalanche_names import LossFunction, criterion_of, is_stopping
 from plasticity_cl.training.hooks import Hooks
 from plasticity_cl.training.in_memory import SamplesLoader, samples_of
+from plasticity_cl.training.loader import gives_device_batches
+from plasticity_cl.training.probe_samples import Batch, random_samples
 
 _STEP_EVENTS = (
     *("before_training_iteration", "before_forward", "after_forward", "before_backward", "after_backward"),
@@ -40,7 +43,8 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
 
     It takes the same arguments, gives bit-identical weights, and runs any plugin. Where a data set is not plainly in
     memory (transforms, subsets, replay), where the loader is asked for workers, where data have task labels, and where
-    a plugin brings a loader of its own, it does exactly what Avalanche does.
+    a plugin brings a loader that is no :class:`~plasticity_cl.training.loader.DeviceLoader`, it does exactly what
+    Avalanche does. With a loader of that kind, whatever it draws its batches from, the steps are as fast.
 
     Avalanche's accuracy and loss of an epoch, an experience or a stream get the same values without waiting for the
     device at each batch. Between its steps the loss is detached from the graph that it came out of, which the backward
@@ -72,7 +76,7 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
         *,
         model: nn.Module,
         optimizer: Optimizer,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion: LossFunction | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -123,28 +127,39 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
 
     def forward(self) -> Any:
         """The model's output for the current batch."""
-        if not isinstance(self.dataloader, SamplesLoader):
+        if not gives_device_batches(self.dataloader):
             return super().forward()
         if self._accelerator is not None and self.is_training:
-            return self._accelerator.forward(self.model, self.mb_x)
+            return self._accelerator.forward(self)
         return self.model(self.mb_x)
 
     def criterion(self) -> Tensor:
         """The loss of the current batch, kept as ``task_loss`` before any plugin adds to it."""
-        loss: Tensor = self._criterion(self.mb_output, self.mb_y)
+        loss: Tensor = criterion_of(self)(self.mb_output, self.mb_y)
         self.task_loss = loss.detach()
         return loss
 
+    def probe_samples(self, n: int) -> Batch:
+        """Samples of what is being learned, for a diagnostic to look at.
+
+        Here they are :func:`~plasticity_cl.training.probe_samples.random_samples` of the experience; a subclass that
+        learns from other data, a replay of transitions for instance, gives some of those.
+
+        Args:
+            n: How many at most.
+        """
+        return random_samples(self, n)
+
     def training_epoch(self, **kwargs: Any) -> None:
         """One pass over ``self.dataloader``, step by step as in Avalanche."""
-        if not self._gathers():
+        if not self._takes_steps():
             super().training_epoch(**kwargs)
             return
         call = self._call_plugins
         own_backward = self._is_own("backward")
         for batch in self.dataloader:
             self.mbatch = batch
-            if self._stop_training:
+            if is_stopping(self):
                 break
             acting = self._acting()
             if acting["before_training_iteration"]:
@@ -181,7 +196,7 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """One pass over ``self.dataloader`` in evaluation, step by step as in Avalanche."""
-        if not self._gathers():
+        if not self._takes_steps():
             super().eval_epoch(**kwargs)
             return
         call = self._call_plugins
@@ -198,9 +213,9 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
             self.loss = self.criterion()
             call("after_eval_iteration", kwargs)
 
-    def _gathers(self) -> bool:
-        """Whether the steps may be taken here: batches are gathered, and no subclass has its own way with one."""
-        return isinstance(self.dataloader, SamplesLoader) and all(map(self._is_own, _STEP_PARTS))
+    def _takes_steps(self) -> bool:
+        """Whether the steps may be taken here: batches are on the device, and no subclass has its own way with one."""
+        return gives_device_batches(self.dataloader) and all(map(self._is_own, _STEP_PARTS))
 
     def _is_own(self, method: str) -> bool:
         return method not in vars(self) and getattr(type(self), method) is getattr(SupervisedTemplate, method)
@@ -222,10 +237,11 @@ class SupervisedTemplate(AvalancheTemplate):  # type: ignore[misc]
                     getattr(plugin, event)(self, **kwargs)
         return self._acting()
 
+    # Avalanche's template calls this hook, and has no other that comes after the loader is made and is no plugin's.
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        if self._accelerator is not None and isinstance(self.dataloader, SamplesLoader):
-            self._accelerator.prepare(self.model, self.optimizer, self._criterion, self.dataloader)
+        if self._accelerator is not None:
+            self._accelerator.begin_experience()
 
 
 def _zero_grad(optimizer: Optimizer) -> None:

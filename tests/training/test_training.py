@@ -15,6 +15,7 @@ from avalanche.evaluation.metrics.loss import LossMetric
 from avalanche.logging import BaseLogger
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 from plasticity_cl import metrics
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
-from plasticity_cl.metrics import LearningCurveMetric, SeparationMetric
+from plasticity_cl.metrics import KernelMetric, LearningCurveMetric, SeparationMetric
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.seeding import generator
 from plasticity_cl.training import (
@@ -37,6 +38,7 @@ from plasticity_cl.training import (
 )
 from plasticity_cl.training.augmentation import CropFlip, crop, flip, random_crop, random_flip
 from plasticity_cl.training.deferred import DeferredAccuracy, DeferredLoss
+from plasticity_cl.training.learner import Batch
 
 SIZE, CLASSES = 70, 4
 
@@ -635,6 +637,101 @@ def test_augmentation_of_what_is_no_image_is_refused():
         CropFlip(-1)
     with pytest.raises(UserError, match=r"probability is 1\.5"):
         CropFlip(probability=1.5)
+
+
+# -------------------------------------------------------------------------------------------------- other loaders
+
+
+class Replay:
+    """Draws batches with replacement from a buffer that it adds to between two of them, as an agent's replay does."""
+
+    batches_on_device = True
+
+    def __init__(self, experience, batch_size, n_updates, seed):
+        self.experience, self.batch_size, self.n_updates = experience, batch_size, n_updates
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seen = 2
+
+    def __len__(self):
+        return self.n_updates
+
+    def __iter__(self):
+        samples = self.experience.samples
+        for _ in range(self.n_updates):
+            self.seen = min(self.seen + 3, len(samples))
+            rows = torch.randint(self.seen, (self.batch_size,), generator=self.generator)
+            yield [*samples.batch(rows), torch.arange(self.batch_size)]
+
+
+class FromReplay(SupervisedTemplate):
+    def make_train_dataloader(self, **_):
+        self.dataloader = Replay(self.experience, 7, 5, seed=self.clock.train_exp_counter)
+
+    def probe_samples(self, n):
+        inputs, targets = self.experience.samples.batch(torch.arange(n))
+        return Batch(inputs, targets, torch.zeros(n, dtype=torch.int64))
+
+
+class OneBatch(SupervisedPlugin):
+    """Brings a loader of its own."""
+
+    def before_training_exp(self, strategy, **_):
+        strategy.dataloader = Replay(strategy.experience, 7, 5, seed=strategy.clock.train_exp_counter)
+
+
+def no_slow_steps(monkeypatch):
+    def refuse(self, **_):
+        raise AssertionError("the steps were left to Avalanche")
+
+    monkeypatch.setattr(AvalancheTemplate, "training_epoch", refuse)
+
+
+@pytest.mark.parametrize("kind", [FromReplay, lambda **options: make(plugins=[OneBatch()], **options)])
+def test_any_loader_of_device_batches_drives_the_template_as_a_bare_loop(monkeypatch, kind):
+    no_slow_steps(monkeypatch)
+    stream = scenario()
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    torch.manual_seed(7)
+    for k, experience in enumerate(stream.train_stream):
+        loader = Replay(experience, 7, 5, seed=k)
+        for _ in range(3):
+            for inputs, targets, _rows in loader:
+                optimizer.zero_grad()
+                nn.CrossEntropyLoss()(model(inputs), targets).backward()
+                optimizer.step()
+    model_of_strategy = network()
+    options = {"model": model_of_strategy, "optimizer": torch.optim.Adam(model_of_strategy.parameters(), lr=1e-2)}
+    strategy = make(FromReplay, **options) if kind is FromReplay else kind(**options)
+    torch.manual_seed(7)
+    for experience in stream.train_stream:
+        strategy.train(experience, eval_streams=[])
+    assert strategy.clock.train_iterations == 2 * 3 * 5
+    assert all(map(torch.equal, model.state_dict().values(), strategy.model.state_dict().values()))
+    assert all(map(torch.equal, list(model.parameters()), list(strategy.model.parameters())))
+
+
+def test_a_loader_that_does_not_say_so_is_left_to_avalanche(monkeypatch):
+    no_slow_steps(monkeypatch)
+    monkeypatch.setattr(Replay, "batches_on_device", False)
+    with pytest.raises(AssertionError, match="left to Avalanche"):
+        make(FromReplay).train(scenario().train_stream[0], eval_streams=[])
+
+
+def test_diagnostics_look_at_the_samples_that_the_learner_names():
+    class Targets(KernelMetric):
+        def measure(self, strategy, run):
+            seen.append(self.samples(strategy).targets)
+            return super().measure(strategy, run)
+
+    seen, stream = [], scenario()
+    strategy = make(FromReplay, metrics=[Targets(size=6)])
+    strategy.train(stream.train_stream[0], eval_streams=[])
+    assert torch.equal(seen[0], stream.train_stream[0].samples.targets[:6])
+    assert strategy.evaluator.get_last_metrics()["kernel/ntk_effective_rank/probe"] > 0
+    plain = make(metrics=[Targets(size=6)])
+    plain.train(stream.train_stream[0], eval_streams=[])
+    assert not torch.equal(seen[1], seen[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- accelerate
