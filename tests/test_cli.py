@@ -174,6 +174,7 @@ def test_mistakes_are_answered_before_anything_heavy_is_imported(mistaken):
     assert "device cuda is not there: CUDA_VISIBLE_DEVICES hides them all" in finished.stderr
 
 
+@pytest.mark.slow
 def test_light_names_are_those_of_the_heavy_modules():
     from typing import get_args
 
@@ -222,6 +223,7 @@ def write_run(folder):
     (run / "metrics.csv").write_text("\n".join(["metric,stream,layer,experience,value", *sorted(rows), ""]))
 
 
+@pytest.mark.slow
 def test_compare_writes_table_report_rows_and_events(tmp_path):
     out = tmp_path / "out"
     finished = command(
@@ -248,6 +250,7 @@ def test_compare_writes_table_report_rows_and_events(tmp_path):
     assert "finetune" in added.stdout
 
 
+@pytest.mark.slow
 def test_options_on_the_command_line_go_before_the_file(tmp_path):
     path = tmp_path / "experiment.toml"
     path.write_text('n_experiences = 2\nn_samples = 64\nepochs = 9\nwidth = 16\nstrategy = "l2=1e-4"')
@@ -270,6 +273,7 @@ def test_list_names_everything(capsys):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_one_line_and_no_process_left(tmp_path):
     # A shell without job control starts its background processes with interrupts ignored: here they are heard.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
