@@ -12,6 +12,8 @@ from plasticity_cl.experiments.spec import CompareSpec, Machine
 from plasticity_cl.report import read_runs
 from plasticity_cl.strategies.catalogue import normalise
 
+pytestmark = pytest.mark.slow
+
 DEMO = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "demo.py"))["COMPARISONS"]
 SEEDS = (101, 102, 103)
 INVARIANT = "scale-invariant=-10..110"

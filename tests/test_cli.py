@@ -238,6 +238,7 @@ def write_run(folder):
     (run / "metrics.csv").write_text("\n".join(["metric,stream,layer,experience,value", *sorted(rows), ""]))
 
 
+@pytest.mark.slow
 def test_compare_writes_table_report_rows_and_events(tmp_path):
     out = tmp_path / "out"
     finished = command(
@@ -264,6 +265,7 @@ def test_compare_writes_table_report_rows_and_events(tmp_path):
     assert "finetune" in added.stdout
 
 
+@pytest.mark.slow
 def test_options_on_the_command_line_go_before_the_file(tmp_path):
     path = tmp_path / "experiment.toml"
     path.write_text(
@@ -292,6 +294,7 @@ def test_list_names_everything(capsys):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_one_line_and_no_process_left(tmp_path):
     # A shell without job control starts its background processes with interrupts ignored: here they are heard.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

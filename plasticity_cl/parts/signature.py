@@ -248,7 +248,8 @@ def _of_function(
     given = function.args
     positional = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [*[None] * (len(positional) - len(given.defaults)), *given.defaults]
-    pairs = [*zip(positional, defaults, strict=True)][skip:] + [*zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    pairs = [*zip(positional[skip:], defaults[skip:], strict=True)]
+    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
     texts = [ast.get_docstring(node) or "" for node in (documented, function)]
     helps = {**_described(texts[1]), **_described(texts[0])}
     arguments = tuple(

@@ -211,6 +211,7 @@ def test_the_same_spec_gives_the_same_bytes_alone_or_in_processes(tmp_path, stra
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_processes_give_the_bytes_of_one_process(tmp_path):
     specs = [spec(strategy=name, seed=seed) for name in ("finetune", "l2") for seed in (0, 1)]
     one, many = do(tmp_path / "one", *specs, jobs=1), do(tmp_path / "many", *specs, jobs=2)
@@ -236,6 +237,7 @@ def test_a_run_is_a_plain_loop_over_avalanche(tmp_path):
         assert values["learned", "train", "", k] == pytest.approx(score.result(), abs=2**-31)
 
 
+@pytest.mark.slow
 def test_fresh_networks_are_shared_only_where_that_is_true(tmp_path):
     specs = [spec(strategy=name) for name in ("finetune", "ewc=100", "replay=50", "layernorm")]
     do(tmp_path, *specs)
@@ -581,6 +583,7 @@ def test_an_error_in_training_is_written_down_in_a_line_and_stops_no_other_run(t
     assert not (failed / "error.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_sample_fails_what_has_batch_norm_and_says_what_to_do(tmp_path):
     specs = [
         spec(strategy=name, seed=seed, n_samples=97, n_experiences=1, diagnostics="none")
@@ -608,6 +611,7 @@ def test_a_mistake_that_concerns_all_is_said_once(tmp_path):
     assert not list(tmp_path.rglob("spec.json"))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_is_continued(tmp_path):
     arguments = ["compare", "--out", str(tmp_path / "out"), "--strategies", "finetune", "l2", "--seeds", "0", "1"]
     arguments += ["--scenario", "label-reset:n_experiences=30,n_samples=96", "--epochs", "20", "--model", "mlp=16"]
@@ -629,6 +633,7 @@ def test_a_killed_comparison_is_continued(tmp_path):
     assert states == ["done"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "stdin"])
 def test_a_comparison_in_a_plain_script_survives_a_killed_worker_with_the_same_bytes(tmp_path, given):
     """No main guard, and one of the workers is killed as soon as there are two."""
@@ -720,6 +725,7 @@ def test_only_what_is_refused_in_the_run_directory_is_an_error_of_writing(tmp_pa
         assert caught.value is error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     """The size of files is limited, which refuses to write as a full disk does: without a name."""
     script = (
@@ -728,7 +734,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
         "import plasticity_cl.experiments.run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        f"sys.exit(main(['run', '--scenario', 'label-reset:n_experiences=1,n_samples=96', '--epochs', '1', '--jobs', '1', '--out', "
+        "stream = 'label-reset:n_experiences=1,n_samples=96'\n"
+        f"sys.exit(main(['run', '--scenario', stream, '--epochs', '1', '--jobs', '1', '--out', "
         f"{str(tmp_path / 'out')!r}]))\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
