@@ -813,12 +813,15 @@ def test_batches_of_any_loader_are_compiled_where_that_gives_the_same_bits(monke
     torch._dynamo.reset()
     counting.calls, ends = 0, []
     for fast in (False, True):
-        strategy = make(FromReplay, accelerate=fast)
+        model = network(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        strategy = make(FromReplay, model=model, optimizer=optimizer, accelerate=fast)
         torch.manual_seed(5)
         for experience in scenario().train_stream:
             strategy.train(experience, eval_streams=[])
         ends.append([*strategy.model.state_dict().values(), torch.get_rng_state()])
     assert all(map(torch.equal, *ends))
+    assert counting.calls >= 2 * 3 * 5
     assert strategy.optimizer.param_groups[0]["fused"] is True
 
 
