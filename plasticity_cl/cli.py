@@ -9,7 +9,6 @@ import itertools
 import os
 import signal
 import sys
-import textwrap
 import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,10 @@ import tyro
 
 import plasticity_cl
 from plasticity_cl.errors import UserError, unknown_name
-from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, read_toml
+from plasticity_cl.experiments.moved import MOVED, new_spelling
+from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec
+from plasticity_cl.experiments.spec_file import read_toml
+from plasticity_cl.parts import grammar
 
 PROGRAM = "plasticity-cl"
 _KEPT = "what is finished is kept, and the same command goes on from there"
@@ -72,24 +74,16 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Name every scenario, source, network and intervention."""
+    """Name every part that a run can be made of; or say the options of some."""
+
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Parts whose options are to be listed, by name or dotted path; all parts by name if none is given."""
 
     def __call__(self) -> int:
         """Do it."""
-        from plasticity_cl.names import IMAGENET_NETWORKS, NETWORKS
-        from plasticity_cl.scenarios.catalogue import SCENARIOS
-        from plasticity_cl.scenarios.files import SOURCES
-        from plasticity_cl.strategies.catalogue import COMPONENTS
+        from plasticity_cl.listing import list_all, list_options
 
-        print("scenarios")
-        for name, entry in SCENARIOS.items():
-            options = f"; options: {', '.join(entry.options)}" if entry.options else ""
-            print(_item(name, entry.help + options))
-        print(f"\nsources\n  {', '.join(SOURCES)}\n\nnetworks\n  {', '.join(NETWORKS)}")
-        print(f"  {', '.join(IMAGENET_NETWORKS)} (torchvision's)")
-        print("\nstrategies: finetune, or any of these joined by +, as in layernorm+l2=1e-3")
-        for name, component in COMPONENTS.items():
-            print(_item(name, component.help))
+        print("\n\n".join(map(list_options, self.parts)) if self.parts else list_all())
         return 0
 
 
@@ -110,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         when ended by one: 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # A part of one's own is found in the folder where the command is given, as it is by a script there.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     return carry_out(PROGRAM, lambda: _command(given)())
 
 
@@ -236,7 +233,26 @@ def _check_names(arguments: Sequence[str]) -> None:
         if option.startswith("--") and option not in known:
             if not known:
                 raise UserError(f"unknown option {option!r}: {arguments[0]} has none")
+            _check_moved(arguments)
             raise unknown_name(f"option of {arguments[0]}", option, known)
+
+
+def _check_moved(arguments: Sequence[str]) -> None:
+    """Answer options that were fields of their own before version 0.3.0 with what to write instead.
+
+    Raises:
+        UserError: If there is one.
+    """
+    given: dict[str, str] = {}
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if argument.startswith("--"):
+            option, equals, value = argument[2:].partition("=")
+            given[option.replace("-", "_")] = value if equals else after
+    texts = new_spelling(given, given)
+    if texts:
+        former = ", ".join(f"--{name.replace('_', '-')}" for name in given if name in MOVED)
+        now = " ".join(f"--{part} {text}" for part, text in texts.items())
+        raise UserError(f"{former} {'are options' if ',' in former else 'is an option'} of a part: write {now}")
 
 
 def _options(of: type) -> Iterator[str]:
@@ -244,7 +260,7 @@ def _options(of: type) -> Iterator[str]:
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             yield from _options(hint)
-        elif of is not Report:
+        elif of not in (Report, List):
             name = field.replace("_", "-")
             yield from (f"--{name}", f"--no-{name}") if hint is bool else (f"--{name}",)
 
@@ -273,14 +289,11 @@ def _from_file(arguments: Sequence[str]) -> dict[str, Any]:
     return {"default": Compare(read_toml(path, CompareSpec), Machine())}
 
 
-def _item(name: str, text: str) -> str:
-    return textwrap.fill(text, 79, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21)
-
-
 def _do(specs: Sequence[RunSpec], out: Path | None, machine: Machine) -> int:
     from plasticity_cl.experiments.compare import compare
 
-    folder = out or Path("runs") / f"{specs[0].scenario}-{specs[0].source}"
+    names = grammar.read("scenario", specs[0].scenario).name, grammar.read("source", specs[0].source).name
+    folder = out or Path("runs") / "-".join(names)
     states = compare(specs, folder, machine)
     # Told before the report is printed, since whoever reads that may stop reading.
     code = tell(PROGRAM, states)

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts.values import Count
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, Split, first_samples, source_samples
 from plasticity_cl.seeding import generator
 from plasticity_cl.training import Samples
 
 
 def ClassIncremental(
-    source: Source, n_experiences: int = 5, *, n_samples: int | None = None, seed: int = 0
+    source: Source, n_experiences: Count = 5, *, n_samples: Count | None = None, seed: int = 0
 ) -> InMemoryScenario:
     """The classes of a source, in a random order, dealt out over the experiences; one output for every class.
 

@@ -1,4 +1,4 @@
-"""The data sets by name, the files they are made of, and where these are looked for. Light to import."""
+"""The files that published data sets are made of, and where these are looked for. Light to import."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ def _idx(prefix: str) -> tuple[str, ...]:
 
 
 FILES: Mapping[str, tuple[str, ...]] = {
-    "digits": (),
-    "synthetic": (),
     "mnist": (*_idx("MNIST/raw/train"), *_idx("MNIST/raw/t10k")),
     "fashion-mnist": (*_idx("FashionMNIST/raw/train"), *_idx("FashionMNIST/raw/t10k")),
     "emnist": (*_idx("EMNIST/raw/emnist-balanced-train"), *_idx("EMNIST/raw/emnist-balanced-test")),
@@ -29,10 +27,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "cifar100": tuple(f"cifar-100-python/{file}" for file in ("train", "test", "meta")),
     "svhn": ("train_32x32.mat", "test_32x32.mat"),
 }
-"""The files of each data set below the data folder, laid out as torchvision does it; none where it needs none."""
-
-SOURCES: tuple[str, ...] = tuple(FILES)
-"""Names of the data sets that all scenarios but the camera traps are made of."""
+"""The files of each published data set below the data folder, laid out as torchvision does it."""
 
 
 def data_folder(data_root: str | Path | None = None) -> Path:
@@ -40,16 +35,17 @@ def data_folder(data_root: str | Path | None = None) -> Path:
     return Path(data_root or os.environ.get(DATA_VARIABLE) or "~/.cache/plasticity-cl").expanduser()
 
 
-def check_files(name: str, root: Path) -> None:
-    """Check that a data set is there, without reading it.
+def check_files(name: str, data_root: str | Path | None, download: bool) -> None:
+    """Check that a published data set is there, without reading it, where it may not be fetched.
 
     Raises:
-        UserError: If the name is unknown, or one of its files is not below ``root``.
+        UserError: If the name is unknown, or one of its files is not below the data folder.
     """
     if name not in FILES:
-        raise unknown_name("source", name, SOURCES)
+        raise unknown_name("source", name, FILES)
+    root = data_folder(data_root)
     missing = [file for file in FILES[name] if not (root / file).is_file()]
-    if missing:
+    if missing and not download:
         raise UserError(
             f"data set {name!r} is not in {root}: no {missing[0]} there; "
             "run again with --download (download=True), or give the data_root that holds it"

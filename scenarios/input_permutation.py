@@ -6,13 +6,16 @@ import math
 
 import torch
 
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, first_samples, source_samples
 from plasticity_cl.seeding import generator
 
 
+@facts(exchangeable=True)
 def InputPermutation(
-    source: Source, n_experiences: int = 20, *, n_samples: int | None = None, seed: int = 0
+    source: Source, n_experiences: Count = 20, *, n_samples: Count | None = None, seed: int = 0
 ) -> InMemoryScenario:
     """The same labels at every experience, with the pixels of all images in an order drawn for it.
 
@@ -41,5 +44,4 @@ def InputPermutation(
         lambda k: source_samples(source, "test", source.test_labels, permutation=order(k)),
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
-        exchangeable=True,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, first_samples, source_samples
 from plasticity_cl.seeding import generator
 
 
+@facts(exchangeable=True, forgetting_counts=False)
 def LabelPermutation(
-    source: Source, n_experiences: int = 20, *, n_samples: int | None = None, seed: int = 0
+    source: Source, n_experiences: Count = 20, *, n_samples: Count | None = None, seed: int = 0
 ) -> InMemoryScenario:
     """The same images at every experience, with the classes renamed by a permutation drawn for it.
 
@@ -39,6 +42,4 @@ def LabelPermutation(
         lambda k: source_samples(source, "test", renamed(source.test_labels, k)),
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
-        exchangeable=True,
-        forgetting_counts=False,
     )

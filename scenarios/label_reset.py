@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plasticity_cl.errors import UserError
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count, Share, limit
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, first_samples, source_samples
 from plasticity_cl.seeding import generator
 
@@ -31,8 +32,9 @@ def redraw_labels(labels: Tensor, n_classes: int, fraction: float, random: torch
     return new, redrawn
 
 
+@facts(exchangeable=True, forgetting_counts=False)
 def LabelReset(
-    source: Source, n_experiences: int = 40, *, fraction: float = 1.0, n_samples: int | None = None, seed: int = 0
+    source: Source, n_experiences: Count = 40, *, fraction: Share = 1.0, n_samples: Count | None = None, seed: int = 0
 ) -> InMemoryScenario:
     """The same images at every experience, with the labels of a fraction of them drawn anew.
 
@@ -52,8 +54,7 @@ def LabelReset(
     Raises:
         UserError: If ``fraction`` is outside (0, 1], or ``n_samples`` or ``n_experiences`` out of range.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}: it must be above 0 and at most 1")
+    limit(Share, "fraction", fraction)
     size = first_samples(source, n_samples)
     labels = source.train_labels[:size]
 
@@ -67,6 +68,4 @@ def LabelReset(
         lambda k: source_samples(source, "test", source.test_labels),
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
-        exchangeable=True,
-        forgetting_counts=False,
     )

@@ -6,13 +6,21 @@ import torch
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count, Whole
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, Split, first_samples, source_samples
 from plasticity_cl.seeding import generator
 
 
+@facts(forgetting_counts=False)
 def NoisyStart(
-    source: Source, n_experiences: int = 20, *, noisy: int | None = None, n_samples: int | None = None, seed: int = 0
+    source: Source,
+    n_experiences: Count = 20,
+    *,
+    noisy: Whole | None = None,
+    n_samples: Count | None = None,
+    seed: int = 0,
 ) -> InMemoryScenario:
     """The same images at every experience; their labels are noise in the early ones and true in the last.
 
@@ -50,5 +58,4 @@ def NoisyStart(
         lambda k: source_samples(source, "test", labels("test", source.test_labels, k)),
         input_shape=source.input_shape,
         n_outputs=source.n_classes,
-        forgetting_counts=False,
     )

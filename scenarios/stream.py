@@ -11,7 +11,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import SequenceCLStream
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.training import InMemoryExperience, Samples
 
 Task = Literal["classification", "regression"]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
-from plasticity_cl.scenarios.sources import Source
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count, Positive, limit
+from plasticity_cl.scenarios.sources.source import Source
 from plasticity_cl.scenarios.stream import InMemoryScenario, Split, first_samples, source_samples
 from plasticity_cl.seeding import generator
 from plasticity_cl.training import Samples
@@ -74,24 +76,25 @@ def _exact_product(left: Tensor, right: Tensor) -> Tensor:
     return ((left * 2**20).round().long() @ (right * 2**20).round().long()).double() / 2**40
 
 
+@facts(task="regression", forgetting_counts=False, twin={"schedule": "constant", "mean": 0.0})
 def TargetShift(
     source: Source,
-    n_experiences: int = 8,
+    n_experiences: Count = 8,
     *,
-    schedule: str | Sequence[float] = "alternating",
-    target_mean: float = 100.0,
-    target_std: float = 1.0,
-    targets: str = "noise",
-    n_samples: int | None = 256,
+    schedule: Schedule | Sequence[float] = "alternating",
+    mean: float = 100.0,
+    std: Positive = 1.0,
+    targets: Targets = "noise",
+    n_samples: Count | None = 256,
     seed: int = 0,
 ) -> InMemoryScenario:
-    """Regression on the images of a source, with targets ``mean_k + target_std * z``.
+    """Regression on the images of a source, with targets ``mean_k + std * z``.
 
     The third mechanism of the seed (Lyle et al. 2024): a large target mean sits in one direction of the features. z has
     mean 0 and standard deviation 1 over the training samples, to six decimals, so that mean and scale are controlled
     apart. Targets are ``[n, 1]`` float32.
 
-    Its zero-mean twin is the stream with the same z and all means 0: ``schedule="constant", target_mean=0``. What a
+    Its zero-mean twin is the stream with the same z and all means 0: ``schedule="constant", mean=0``. What a
     mean costs shows against the twin alone: a fresh network has to carry the mean of its experience as well as a worn
     one, so the difference between these two cannot see it. In runs the baseline is therefore trained on the twin, and
     its handicap is what the mean costs a fresh network. The same images get other targets at every experience: the old
@@ -101,8 +104,8 @@ def TargetShift(
         source: Images, and for ``targets="label"`` their classes.
         n_experiences: Length of the stream.
         schedule: How the mean moves: ``constant``, ``alternating``, ``growing``, ``random-walk``, or a list of means.
-        target_mean: The scale of the named schedules.
-        target_std: Standard deviation of the targets of every experience.
+        mean: The scale of the named schedules.
+        std: Standard deviation of the targets of every experience.
         targets: What z is before it is standardised. ``noise``: Gaussian, drawn anew at each experience, nothing to
             generalise. ``sine``: sin(1e5 f(x)) for a random network f drawn anew at each experience. ``label``: the
             class number, the same at each experience; the only one that can be learned for the test images.
@@ -110,16 +113,15 @@ def TargetShift(
         seed: Root of all draws.
 
     Raises:
-        UserError: If a name is unknown, ``target_std`` is not above 0, or a size is out of range.
+        UserError: If a name is unknown, ``std`` is not above 0, or a size is out of range.
     """
-    if target_std <= 0:
-        raise UserError(f"target_std is {target_std}: it must be above 0")
+    limit(Positive, "std", std)
     if targets not in get_args(Targets):
         raise unknown_name("targets", targets, get_args(Targets))
     size = first_samples(source, n_samples)
     if size < 2:
         raise UserError("n_samples is 1: a target needs at least 2 samples to have a standard deviation")
-    means = target_means(schedule, n_experiences, target_mean, seed)
+    means = target_means(schedule, n_experiences, mean, seed)
 
     def raw(split: Split, k: int) -> Tensor:
         inputs, labels = (
@@ -137,7 +139,7 @@ def TargetShift(
         reference = raw("train", k)
         values = reference if split == "train" else raw(split, k)
         standard = _steady((values - reference.mean()) / reference.std(correction=0))
-        shifted = (means[k] + target_std * standard).float().unsqueeze(1)
+        shifted = (means[k] + std * standard).float().unsqueeze(1)
         return source_samples(source, split, shifted, size=size if split == "train" else None)
 
     return InMemoryScenario(
@@ -147,6 +149,4 @@ def TargetShift(
         lambda k: samples("test", k),
         input_shape=source.input_shape,
         n_outputs=1,
-        task="regression",
-        forgetting_counts=False,
     )

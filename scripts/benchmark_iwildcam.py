@@ -22,8 +22,8 @@ from PIL import Image
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.scenarios.iwildcam import IWildCam
-from plasticity_cl.scenarios.wilds_images import ImageFiles, open_cache
-from plasticity_cl.scenarios.wilds_layout import FOLDER
+from plasticity_cl.scenarios.iwildcam.images import ImageFiles, open_cache
+from plasticity_cl.scenarios.iwildcam.layout import FOLDER
 from plasticity_cl.training import SamplesLoader
 
 ROWS, CLASSES = 203_029, 182

@@ -18,11 +18,9 @@ SEEDS = (0, 1, 2, 3, 4)
 
 COMPARISONS = {
     "label-reset": CompareSpec(
-        scenario="label-reset",
+        scenario="label-reset:n_samples=384",
         strategies=("finetune", "layernorm", "l2", "layernorm+l2"),
         seeds=SEEDS,
-        n_experiences=40,
-        n_samples=384,
         epochs=24,
         batch_size=64,
     ),
@@ -30,11 +28,9 @@ COMPARISONS = {
         scenario="class-incremental", strategies=("finetune", "ewc=1e9"), seeds=SEEDS, epochs=5
     ),
     "target-shift": CompareSpec(
-        scenario="target-shift",
+        scenario="target-shift:n_experiences=5,n_samples=128",
         strategies=("finetune", "scale-invariant=-10..110"),
         seeds=SEEDS,
-        n_experiences=5,
-        n_samples=128,
         epochs=100,
     ),
 }

@@ -22,31 +22,25 @@ from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, check
 from plasticity_cl.report import read_runs, summary_table, write_report
 from plasticity_cl.report.read import Run
 from plasticity_cl.scenarios.files import data_folder
-from plasticity_cl.scenarios.wilds_layout import LAYOUT, check_present
+from plasticity_cl.scenarios.iwildcam.layout import LAYOUT, check_present
 
 SAMPLE = CompareSpec(
-    scenario="iwildcam",
+    scenario="iwildcam:by=location,size=32",
     source="camera-traps",
-    by="location",
     strategies=("finetune", "layernorm", "l2=1e-3", "layernorm+l2=1e-3"),
     seeds=(0, 1, 2),
-    size=32,
     epochs=20,
     batch_size=16,
-    model="cnn",
-    width=16,
-    lr=2e-3,
+    model="cnn:width=16",
+    optimizer="adam:lr=2e-3",
     diagnostics="light",
 )
 
 FULL = CompareSpec(
-    scenario="iwildcam",
+    scenario="iwildcam:by=location,n_experiences=20,size=96",
     source="wilds",
-    by="location",
-    n_experiences=20,
     strategies=("finetune", "layernorm", "l2=1e-5", "layernorm+l2=1e-5"),
     seeds=(0, 1, 2),
-    size=96,
     epochs=10,
     batch_size=64,
     model="imagenet-resnet18",
@@ -69,15 +63,17 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="write a small synthetic data set and use it")
     parser.add_argument("--data-root", type=Path, help="folder that holds iwildcam_v2.0, or gets the synthetic set")
     parser.add_argument("--by", choices=("location", "time", "cluster"), help="what an experience is")
-    parser.add_argument("--model", help="network; cnn for the sample, imagenet-resnet18 otherwise")
-    parser.add_argument("--weights", help="file of weights trained on ImageNet, for imagenet-resnet18 and -50")
+    parser.add_argument("--model", help="network, for instance imagenet-resnet50:weights=FILE")
     parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, ...")
     parser.add_argument("--jobs", type=int, help="processes at a time; one for each CPU if not given")
     parser.add_argument("--out", type=Path, help="results folder; runs/iwildcam or runs/iwildcam_sample")
     options = parser.parse_args()
 
-    given = {name: getattr(options, name) for name in ("by", "model", "weights") if getattr(options, name)}
-    spec = dataclasses.replace(SAMPLE if options.sample else FULL, device=options.device, **given)
+    spec = dataclasses.replace(SAMPLE if options.sample else FULL, device=options.device)
+    if options.by:
+        spec = dataclasses.replace(spec, scenario=spec.scenario.replace("by=location", f"by={options.by}"))
+    if options.model:
+        spec = dataclasses.replace(spec, model=options.model)
     out = options.out or Path("runs") / ("iwildcam_sample" if options.sample else "iwildcam")
     machine = Machine(data_root=None if options.data_root is None else str(options.data_root), jobs=options.jobs)
     runs = [check(run) for run in spec.runs()]
@@ -104,9 +100,9 @@ def explain_if_missing(root: Path) -> None:
 
 def make_cache(spec: RunSpec, machine: Machine) -> None:
     """Decode every image once, before several processes ask for them."""
-    from plasticity_cl.experiments.build import build_scenario
+    from plasticity_cl.experiments.build import open_recipe
 
-    print(f"{len(build_scenario(spec, machine).train_stream[0].dataset)} images in the first experience")
+    print(f"{len(open_recipe(spec, machine).scenario.train_stream[0].dataset)} images in the first experience")
 
 
 def wilds_table(runs: list[Run]) -> str:

@@ -23,27 +23,23 @@ STRATEGIES = ("finetune", "layernorm", "l2=1e-3", "layernorm+l2=1e-3")
 SEEDS = (0, 1, 2, 3, 4)
 
 SMALL = CompareSpec(
-    scenario="label-reset",
+    scenario="label-reset:n_experiences=40,n_samples=512",
     source="digits",
     strategies=STRATEGIES,
     seeds=SEEDS,
-    n_experiences=40,
-    n_samples=512,
     epochs=20,
     batch_size=32,
     model="mlp",
 )
 
 FULL = CompareSpec(
-    scenario="label-reset",
+    scenario="label-reset:n_experiences=40",
     source="cifar10",
     strategies=("finetune", "layernorm", "l2=1e-5", "layernorm+l2=1e-5"),
     seeds=SEEDS,
-    n_experiences=40,
     epochs=20,
     batch_size=128,
-    model="cnn",
-    width=64,
+    model="cnn:width=64",
 )
 
 

@@ -32,10 +32,10 @@ from plasticity_cl.diagnostics import (
     penultimate_features,
 )
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
+from plasticity_cl.experiments.build import open_run
 from plasticity_cl.experiments.directory import disk_errors
 from plasticity_cl.experiments.fresh import fresh_reference
-from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, check
+from plasticity_cl.experiments.spec import RunSpec, check
 from plasticity_cl.metrics import ExperienceScore
 from plasticity_cl.training.learner import criterion_of
 
@@ -79,17 +79,15 @@ def main() -> None:
 
 def one_run(name: str, seed: int, epochs: int, cache: Path) -> tuple[list[list[float]], list[np.ndarray]]:
     """After each experience: the values of COLUMNS, and the features' singular values."""
-    spec = check(RunSpec(scenario="target-shift", n_experiences=len(MEANS), strategy=name, seed=seed, epochs=epochs))
-    scenario = build_scenario(spec, Machine())
-    twin = baseline_spec(spec)
-    baseline = fresh_reference(twin, build_scenario(twin, Machine()), cache)["train"]
-    fresh = fresh_reference(spec, scenario, cache)["train"]
-    score = ExperienceScore(spec.score)
-    strategy = build_strategy(spec, scenario, EvaluationPlugin(score, collect_all=False))
+    stream = f"target-shift:n_experiences={len(MEANS)}"
+    parts = open_run(check(RunSpec(scenario=stream, strategy=name, seed=seed, epochs=epochs)))
+    baseline, fresh = (fresh_reference(recipe, cache)["train"] for recipe in (parts.baseline, parts.fresh))
+    score, scenario = ExperienceScore(parts.run.score), parts.run.scenario
+    strategy = parts.run.strategy(EvaluationPlugin(score, collect_all=False))
     inputs = scenario.train_stream[0].samples.batch(torch.arange(256))[0]
     values, spectra = [], []
     for k, experience in enumerate(scenario.train_stream):
-        seed_experience(spec, k)
+        parts.run.seed_experience(k)
         strategy.train(experience, eval_streams=[])
         strategy.eval(scenario.train_stream[k : k + 1])
         rank = feature_rank(penultimate_features(strategy.model, inputs))

@@ -4,20 +4,22 @@ Importing this package is cheap: the catalogue knows names and values only, and 
 imported when it is first asked for.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from plasticity_cl.lazy import lazy_names
 from plasticity_cl.strategies.catalogue import (
     COMPONENTS,
     FINETUNE,
-    Component,
+    Strategy,
     fresh_name,
     make_plugins,
     normalise,
     parse,
+    read_strategy,
 )
 
 if TYPE_CHECKING:
+    from plasticity_cl.strategies.ewc import EWCPlugin
     from plasticity_cl.strategies.l2 import L2Plugin
     from plasticity_cl.strategies.layer_norm import LayerNormPlugin
     from plasticity_cl.strategies.lwf import LwFPlugin
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         LayerNormL2ScaleInvariant,
         ScaleInvariant,
     )
+    from plasticity_cl.strategies.replay import ReplayPlugin
     from plasticity_cl.strategies.scale_invariant import ScaleInvariantLossPlugin
     from plasticity_cl.strategies.weight_decay import WeightDecayPlugin
 
@@ -38,7 +41,7 @@ __all__ = [
     "COMPONENTS",
     "FINETUNE",
     "L2",
-    "Component",
+    "EWCPlugin",
     "Finetune",
     "L2Plugin",
     "LayerNorm",
@@ -48,34 +51,32 @@ __all__ = [
     "LwFPlugin",
     "NetworkPlugin",
     "OptimizerResetPlugin",
+    "ReplayPlugin",
     "ScaleInvariant",
     "ScaleInvariantLossPlugin",
+    "Strategy",
     "WeightDecayPlugin",
     "fresh_name",
     "make_plugins",
     "normalise",
     "parse",
+    "read_strategy",
 ]
 
-_FILES = {
-    "L2Plugin": "l2",
-    "LayerNormPlugin": "layer_norm",
-    "LwFPlugin": "lwf",
-    "NetworkPlugin": "network_plugin",
-    "OptimizerResetPlugin": "optimizer_reset",
-    "ScaleInvariantLossPlugin": "scale_invariant",
-    "WeightDecayPlugin": "weight_decay",
-    **dict.fromkeys(
-        ("Finetune", "LayerNorm", "L2", "LayerNormL2", "ScaleInvariant", "LayerNormL2ScaleInvariant"), "ready"
-    ),
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "EWCPlugin": "ewc",
+        "L2Plugin": "l2",
+        "LayerNormPlugin": "layer_norm",
+        "LwFPlugin": "lwf",
+        "NetworkPlugin": "network_plugin",
+        "OptimizerResetPlugin": "optimizer_reset",
+        "ReplayPlugin": "replay",
+        "ScaleInvariantLossPlugin": "scale_invariant",
+        "WeightDecayPlugin": "weight_decay",
+        **dict.fromkeys(
+            ("Finetune", "LayerNorm", "L2", "LayerNormL2", "ScaleInvariant", "LayerNormL2ScaleInvariant"), "ready"
+        ),
+    },
+)

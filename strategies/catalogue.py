@@ -1,341 +1,213 @@
-"""The catalogue: ``"layernorm+l2=1e-3"``, ``"ewc=100+layernorm"`` and any other combination, turned into plugins.
+"""The catalogue: ``"layernorm+l2=1e-3"``, ``"ewc=100@optimizer=adam:lr=3e-4"`` and any other strategy, by name.
 
-Names and values are checked without torch or Avalanche, which are imported when plugins are made.
+A new intervention is a file beside the others and a line here: an Avalanche plugin. Names and values are checked
+without torch or Avalanche, which are imported when plugins are made.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.models.catalogue import MODELS
+from plasticity_cl.parts import Catalogue, Chosen, Entry, grammar, values
+from plasticity_cl.training.catalogue import OPTIMIZERS
 
 if TYPE_CHECKING:
     from avalanche.training.plugins import SupervisedPlugin
 
-Value = float | tuple[float, float] | None
-"""A strength or a count; the ends of a range; or nothing."""
-
 FINETUNE = "finetune"
-"""Stands for no component at all."""
+"""Stands for no intervention at all."""
+
+_HERE = "plasticity_cl.strategies"
+_NORM = f"{_HERE}.layer_norm:LayerNormPlugin"
+_LOSS = f"{_HERE}.scale_invariant:scale_invariant"
+_NORM_HELP = "{} normalisation before every nonlinearity"
+_LOSS_HELP = "regression by {} cross-entropy over a range LOW..HIGH (default: symlog, -1000..1000)"
+
+COMPONENTS = Catalogue(
+    "strategy",
+    "strategies",
+    {
+        "layernorm": Entry(_NORM, _NORM_HELP.format("layer"), {"kind": "layer"}),
+        "batchnorm": Entry(_NORM, _NORM_HELP.format("batch"), {"kind": "batch"}),
+        "rmsnorm": Entry(_NORM, _NORM_HELP.format("rms"), {"kind": "rms"}),
+        "groupnorm": Entry(_NORM, _NORM_HELP.format("group"), {"kind": "group"}),
+        "scale-invariant": Entry(_LOSS, _LOSS_HELP.format("two-hot"), {"loss": "two-hot"}),
+        "hl-gauss": Entry(_LOSS, _LOSS_HELP.format("hl-gauss"), {"loss": "hl-gauss"}),
+        "l2": Entry(f"{_HERE}.l2:L2Plugin", "L2 penalty, STRENGTH * sum(w ** 2), through the gradients"),
+        "weight-decay": Entry(f"{_HERE}.weight_decay:WeightDecayPlugin", "decoupled weight decay, as in AdamW"),
+        "ewc": Entry(f"{_HERE}.ewc:EWCPlugin", "elastic weight consolidation, online: importances in one penalty"),
+        "replay": Entry(f"{_HERE}.replay:ReplayPlugin", "experience replay from a memory of MEM_SIZE samples"),
+        "lwf": Entry(f"{_HERE}.lwf:LwFPlugin", "learning without forgetting, by distillation (classification)"),
+        "optimizer-reset": Entry(
+            f"{_HERE}.optimizer_reset:OptimizerResetPlugin", "a fresh optimizer state at each experience"
+        ),
+    },
+    given=("seed",),
+    writes_first=True,
+)
+"""Interventions by name, in canonical order. ``finetune`` is not among them: it is what none of them makes."""
+
+
+def _count(name: str, value: Any) -> str:
+    try:
+        return values.write(values.accept(values.Count, value))
+    except ValueError as error:
+        raise UserError(f"{name} of a strategy is {value}: it must be {error}") from None
+
+
+OWN: Mapping[str, Callable[[Any], str]] = {
+    "model": lambda given: MODELS.read(given).text,
+    "optimizer": lambda given: OPTIMIZERS.read(given).text,
+    "epochs": lambda given: _count("epochs", given),
+    "batch_size": lambda given: _count("batch_size", given),
+}
+"""The settings that a strategy may have for itself, and what gives each its canonical text."""
 
 
 @dataclass(frozen=True)
-class Component:
-    """One part of a combination; ``str`` gives its canonical spelling.
+class Strategy:
+    """What is compared: interventions, and the settings that this strategy has for itself.
 
-    Args:
-        name: A key of ``COMPONENTS``.
-        value: Its value, the default where none was written.
+    Attributes:
+        interventions: In canonical order; none for ``finetune``.
+        settings: Canonical texts by name, each of :data:`OWN`.
     """
 
-    name: str
-    value: Value = None
+    interventions: tuple[Chosen, ...]
+    settings: Mapping[str, str]
 
     def __str__(self) -> str:
-        if self.value is None:
-            return self.name
-        ends = self.value if isinstance(self.value, tuple) else (self.value,)
-        return f"{self.name}={'..'.join(map(_number, ends))}"
+        name = "+".join(map(str, self.interventions)) or FINETUNE
+        return "".join([name, *(f"@{setting}={text}" for setting, text in self.settings.items())])
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the catalogue knows of a component.
+def read_strategy(given: str | Mapping[str, Any]) -> Strategy:
+    """Read a strategy.
 
     Args:
-        help: One line for ``plasticity-cl list``.
-        make: Makes the plugin from the value and a seed.
-        acts_on_first_experience: Whether training on the first experience differs from finetuning. Where no component
-            acts there, a fresh network learns as under finetuning.
-        parse: Reads what stands behind ``=``; ``None`` where nothing may stand there. Raises ``ValueError`` with a
-            word on what the value must be.
-        default: The value where none is written.
-        excludes: Names of components that do the same thing in another way.
-    """
-
-    help: str
-    make: Callable[[Any, int], SupervisedPlugin]
-    acts_on_first_experience: bool
-    parse: Callable[[str], Value] | None = None
-    default: Value = None
-    excludes: tuple[str, ...] = ()
-
-
-def parse(text: str) -> tuple[Component, ...]:
-    """Read a combination.
-
-    Args:
-        text: Components joined by ``+``, each ``name`` or ``name=value``, in any order; or ``finetune`` alone.
-
-    Returns:
-        The components in canonical order, values filled in; none for ``finetune``.
+        given: Interventions joined by ``+``, in any order, or ``finetune``; behind them its own settings, each after an
+            ``@``: ``"l2=1e-3@optimizer=adam:lr=3e-4@epochs=10"``. As a table: an intervention's ``name`` and options,
+            or ``strategy`` with the text or a list of interventions; and its own settings.
 
     Raises:
-        UserError: For an unknown name, a value that the component does not take, a component named twice, or two that
-            exclude each other.
+        UserError: For an unknown name, a value that cannot be, an intervention named twice, or two that do the same
+            thing in another way.
     """
-    # The plus sign of an exponent, as in 1e+3, joins nothing.
-    parts = [part.strip().lower() for part in re.split(r"(?<!\de)(?<!\.e)\+", text, flags=re.IGNORECASE)]
-    if parts == [FINETUNE]:
+    if isinstance(given, str):
+        combination, *own = grammar.split(given, "@")
+        pieces: list[str | Mapping[str, Any]] = list(grammar.split(combination))
+        pairs = [piece.partition("=") for piece in own]
+        settings: dict[str, Any] = {name.strip().replace("-", "_"): value for name, _, value in pairs}
+        if len(settings) < len(pairs):
+            raise UserError(f"strategy {given!r} gives one of its settings twice")
+        text = given
+    else:
+        settings = {name: value for name, value in given.items() if name in OWN}
+        rest = {name: value for name, value in given.items() if name not in OWN}
+        listed = rest.pop("strategy", None)
+        if listed is None:
+            pieces = [rest]
+        elif rest:
+            raise unknown_name("key of a strategy", next(iter(rest)), ["strategy", *OWN])
+        else:
+            pieces = list(grammar.split(listed)) if isinstance(listed, str) else list(listed)
+        text = str(dict(given))
+    for name in settings:
+        if name not in OWN:
+            raise unknown_name(f"setting in strategy {text!r}:", name, OWN)
+    own_texts = {name: read(settings[name]) for name, read in OWN.items() if name in settings}
+    return Strategy(_combined(text, pieces), own_texts)
+
+
+def _combined(text: str, pieces: list[str | Mapping[str, Any]]) -> tuple[Chosen, ...]:
+    if [piece.lower() if isinstance(piece, str) else piece.get("name") for piece in pieces] == [FINETUNE]:
         return ()
-    if not all(parts):
+    if not all(pieces):
         raise UserError(f"strategy {text!r} has an empty component; write for instance finetune or layernorm+l2=1e-3")
-    components: dict[str, Component] = {}
-    for part in parts:
-        component = _parse_component(part)
-        if component.name in components:
-            raise UserError(f"strategy {text!r} names {component.name} twice; name it once")
-        rival = next((name for name in COMPONENTS[component.name].excludes if name in components), None)
-        if rival is not None:
-            raise UserError(f"strategy {text!r} has both {rival} and {component.name}; choose one of them")
-        components[component.name] = component
-    return tuple(components[name] for name in COMPONENTS if name in components)
+    found: dict[str, Chosen] = {}
+    made: dict[str, str] = {}
+    for piece in pieces:
+        name = grammar.read("strategy", piece).name if isinstance(piece, str) else piece.get("name", "")
+        if name == FINETUNE:
+            raise UserError(f"{FINETUNE} stands for no component at all and joins no others; leave it out of {text!r}")
+        if name not in COMPONENTS and name not in COMPONENTS.others and "." not in name:
+            raise unknown_name("strategy", name, [FINETUNE, *COMPONENTS, *COMPONENTS.others])
+        chosen = COMPONENTS.read(piece)
+        if chosen.name in found:
+            raise UserError(f"strategy {text!r} names {chosen.name} twice; name it once")
+        rival = made.setdefault(COMPONENTS.entry(chosen.name).path, chosen.name)
+        if rival != chosen.name:
+            raise UserError(f"strategy {text!r} has both {rival} and {chosen.name}; choose one of them")
+        found[chosen.name] = chosen
+    order = [*(name for name in COMPONENTS if name in found), *(name for name in found if name not in COMPONENTS)]
+    return tuple(found[name] for name in order)
 
 
-def normalise(text: str) -> str:
-    """Spell a combination in the one canonical way: components in the catalogue's order, every value written out.
+def parse(text: str) -> tuple[Chosen, ...]:
+    """The interventions of a strategy in canonical order; none for ``finetune``. See :func:`read_strategy`."""
+    return read_strategy(text).interventions
 
-    Equal combinations have equal names: ``L2 + layernorm`` is ``layernorm+l2=0.001``. The result is a good file name.
+
+def normalise(text: str | Mapping[str, Any]) -> str:
+    """Spell a strategy in the one canonical way: interventions in the catalogue's order, strengths written out.
+
+    Equal combinations have equal names: ``L2 + layernorm`` is ``layernorm+l2=0.001``.
 
     Args:
-        text: As for :func:`parse`.
+        text: As for :func:`read_strategy`.
 
     Raises:
-        UserError: As :func:`parse` does.
+        UserError: As :func:`read_strategy` does.
     """
-    return _spell(parse(text))
+    return str(read_strategy(text))
 
 
 def fresh_name(text: str) -> str:
-    """Spell what is left of a combination on the very first experience, in canonical form.
+    """Spell what is left of a strategy on the very first experience, in canonical form.
 
-    Components that need a past (EWC, replay) cannot act there, so a fresh network trained on one experience ends with
-    the same weights under all combinations of one fresh name: ``ewc=100+layernorm`` and ``layernorm`` share theirs.
+    Interventions that need a past (EWC, replay) cannot act there, so a fresh network trained on one experience ends
+    with the same weights under all strategies of one fresh name: ``ewc=100+layernorm`` and ``layernorm`` share theirs.
+    An intervention says so by a class attribute, ``acts_on_first_experience = False``.
 
     Args:
-        text: As for :func:`parse`.
+        text: As for :func:`read_strategy`.
 
     Raises:
-        UserError: As :func:`parse` does.
+        UserError: As :func:`read_strategy` does.
     """
-    return _spell(tuple(c for c in parse(text) if COMPONENTS[c.name].acts_on_first_experience))
+    strategy = read_strategy(text)
+    acting = [chosen for chosen in strategy.interventions if acts_on_first_experience(chosen.name)]
+    return str(Strategy(tuple(acting), strategy.settings))
+
+
+def acts_on_first_experience(name: str) -> bool:
+    """Whether training on the first experience with an intervention differs from finetuning."""
+    return COMPONENTS.facts(name).get("acts_on_first_experience") is not False
 
 
 def make_plugins(text: str, *, seed: int = 0) -> list[SupervisedPlugin]:
-    """Make the plugins of a combination, to be handed to one strategy.
+    """Make the plugins of a strategy, to be handed to one Avalanche strategy.
 
     Args:
-        text: As for :func:`parse`.
+        text: As for :func:`read_strategy`; its own settings are left to the caller.
         seed: Root of what plugins draw at random: the last layer that ``scale-invariant`` makes.
 
     Returns:
         New plugins, in canonical order.
 
     Raises:
-        UserError: As :func:`parse` does.
+        UserError: As :func:`read_strategy` does; or if something named is no plugin.
     """
-    return [COMPONENTS[component.name].make(component.value, seed) for component in parse(text)]
+    from avalanche.core import BasePlugin
 
-
-def _spell(components: tuple[Component, ...]) -> str:
-    return "+".join(map(str, components)) or FINETUNE
-
-
-def _parse_component(part: str) -> Component:
-    name, equals, value = (piece.strip() for piece in part.partition("="))
-    if name == FINETUNE:
-        raise UserError(f"{FINETUNE} stands for no component at all and joins no others; leave {part!r} out")
-    if name not in COMPONENTS:
-        raise unknown_name("strategy", name, [FINETUNE, *COMPONENTS])
-    entry = COMPONENTS[name]
-    if not equals:
-        return Component(name, entry.default)
-    if entry.parse is None:
-        raise UserError(f"strategy component {name} takes no value; write {name} instead of {part!r}")
-    try:
-        return Component(name, entry.parse(value))
-    except ValueError as error:
-        raise UserError(f"bad value in strategy component {part!r}: {error}") from None
-
-
-def _number(value: float) -> str:
-    """The text that reads best among those that read back as the same number: 200, 0.001, 1e-5, 1e9, never a plus sign.
-
-    Numbers from 1e-4 to below 1e5 have no exponent, smaller ones have one, and larger ones where that is shorter.
-    """
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    assert isinstance(exponent, int)
-    minus, first, *rest = "-" if sign else "", *map(str, digits)
-    magnitude = exponent + len(rest)
-    scientific = f"{minus}{first}{'.' if rest else ''}{''.join(rest)}e{magnitude}"
-    plain = f"{Decimal(repr(value)):f}".removesuffix(".0")
-    if value == 0 or -4 <= magnitude < 5:
-        return plain
-    return scientific if magnitude < 0 or len(scientific) < len(plain) else plain
-
-
-def _read(text: str, requirement: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(requirement)
-    return value + 0.0  # minus zero becomes zero
-
-
-def _strength(text: str) -> float:
-    requirement = "it must be a number of 0 or more, for instance 1e-3"
-    value = _read(text, requirement)
-    if value < 0:
-        raise ValueError(requirement)
-    return value
-
-
-def _count(text: str) -> float:
-    requirement = "it must be a whole number of 1 or more, for instance 200"
-    value = _read(text, requirement)
-    if value < 1 or value != int(value):
-        raise ValueError(requirement)
-    return value
-
-
-def _range(text: str) -> tuple[float, float]:
-    requirement = "it must be the range of the targets as LOW..HIGH, for instance -10..110"
-    low, dots, high = text.partition("..")
-    ends = _read(low, requirement), _read(high, requirement)
-    if not dots or ends[0] >= ends[1]:
-        raise ValueError(requirement)
-    return ends
-
-
-_BINS_OF_A_RANGE = 255  # two bins or more a standard deviation where the range is a hundred of them
-
-
-def _normalization(kind: str) -> Callable[[Any, int], SupervisedPlugin]:
-    def make(value: Any, seed: int) -> SupervisedPlugin:
-        from plasticity_cl.strategies.layer_norm import LayerNormPlugin
-
-        return LayerNormPlugin(kind)
-
-    return make
-
-
-def _scale_invariant(loss: str) -> Callable[[Any, int], SupervisedPlugin]:
-    def make(value: tuple[float, float] | None, seed: int) -> SupervisedPlugin:
-        from plasticity_cl.strategies.scale_invariant import ScaleInvariantLossPlugin
-
-        if value is None:
-            return ScaleInvariantLossPlugin(loss, seed=seed)
-        return ScaleInvariantLossPlugin(loss, *value, n_bins=_BINS_OF_A_RANGE, scale="linear", seed=seed)
-
-    return make
-
-
-def _l2(value: float, seed: int) -> SupervisedPlugin:
-    from plasticity_cl.strategies.l2 import L2Plugin
-
-    return L2Plugin(value)
-
-
-def _weight_decay(value: float, seed: int) -> SupervisedPlugin:
-    from plasticity_cl.strategies.weight_decay import WeightDecayPlugin
-
-    return WeightDecayPlugin(value)
-
-
-def _ewc(value: float, seed: int) -> SupervisedPlugin:
-    from avalanche.training.plugins import EWCPlugin
-
-    # One penalty with the importances summed: the original's separate penalties cost more with every experience.
-    return EWCPlugin(value, mode="online", decay_factor=1.0)
-
-
-def _replay(value: float, seed: int) -> SupervisedPlugin:
-    from avalanche.training.plugins import ReplayPlugin
-
-    return ReplayPlugin(mem_size=int(value))
-
-
-def _lwf(value: float, seed: int) -> SupervisedPlugin:
-    from plasticity_cl.strategies.lwf import LwFPlugin
-
-    return LwFPlugin(alpha=value)
-
-
-def _optimizer_reset(value: None, seed: int) -> SupervisedPlugin:
-    from plasticity_cl.strategies.optimizer_reset import OptimizerResetPlugin
-
-    return OptimizerResetPlugin()
-
-
-_NORMALIZATIONS = {"layernorm": "layer", "batchnorm": "batch", "rmsnorm": "rms", "groupnorm": "group"}
-_REGRESSION_LOSSES = {"scale-invariant": "two-hot", "hl-gauss": "hl-gauss"}
-
-COMPONENTS: dict[str, Entry] = {
-    **{
-        name: Entry(
-            f"{kind} normalisation before every nonlinearity",
-            _normalization(kind),
-            acts_on_first_experience=True,
-            excludes=tuple(other for other in _NORMALIZATIONS if other != name),
-        )
-        for name, kind in _NORMALIZATIONS.items()
-    },
-    **{
-        name: Entry(
-            f"regression by {loss} cross-entropy over the range LOW..HIGH (default: symlog, -1000..1000)",
-            _scale_invariant(loss),
-            acts_on_first_experience=True,
-            parse=_range,
-            excludes=tuple(other for other in _REGRESSION_LOSSES if other != name),
-        )
-        for name, loss in _REGRESSION_LOSSES.items()
-    },
-    "l2": Entry(
-        "L2 penalty, VALUE * sum(w ** 2), through the gradients",
-        _l2,
-        acts_on_first_experience=True,
-        parse=_strength,
-        default=1e-3,
-    ),
-    "weight-decay": Entry(
-        "decoupled weight decay, as in AdamW",
-        _weight_decay,
-        acts_on_first_experience=True,
-        parse=_strength,
-        default=1e-2,
-    ),
-    "ewc": Entry(
-        "Avalanche's elastic weight consolidation, online: importances summed in one penalty of weight VALUE",
-        _ewc,
-        acts_on_first_experience=False,
-        parse=_strength,
-        default=100.0,
-    ),
-    "replay": Entry(
-        "Avalanche's experience replay from a memory of VALUE samples",
-        _replay,
-        acts_on_first_experience=False,
-        parse=_count,
-        default=200.0,
-    ),
-    "lwf": Entry(
-        "Avalanche's learning without forgetting, distillation of weight VALUE (classification)",
-        _lwf,
-        acts_on_first_experience=False,
-        parse=_strength,
-        default=1.0,
-    ),
-    "optimizer-reset": Entry(
-        "a fresh optimizer state at each experience",
-        _optimizer_reset,
-        acts_on_first_experience=False,
-    ),
-}
-"""Components by name, in canonical order. ``finetune`` is not among them: it is what none of them makes."""
+    plugins = []
+    for chosen in parse(text):
+        plugin = COMPONENTS.make({"name": chosen.name, **chosen.options}, seed=seed)
+        if not isinstance(plugin, BasePlugin):
+            raise UserError(f"strategy {chosen.name} made a {type(plugin).__name__}, which is no Avalanche plugin")
+        plugins.append(plugin)
+    return plugins

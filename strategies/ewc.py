@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from avalanche.training.plugins import EWCPlugin as AvalancheEWCPlugin
 from avalanche.training.utils import ParamData
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.parts.values import Strength, limit
 
 
 class EWCPlugin(AvalancheEWCPlugin):  # type: ignore[misc]
@@ -25,10 +24,10 @@ class EWCPlugin(AvalancheEWCPlugin):  # type: ignore[misc]
         UserError: If ``strength`` is negative or not finite.
     """
 
-    def __init__(self, strength: float = 100.0) -> None:
-        if not (math.isfinite(strength) and strength >= 0):
-            raise UserError(f"the strength of EWC must be 0 or more, got {strength}")
-        super().__init__(strength, mode="online", decay_factor=1.0)
+    acts_on_first_experience = False
+
+    def __init__(self, strength: Strength = 100.0) -> None:
+        super().__init__(limit(Strength, "the strength of EWC", strength), mode="online", decay_factor=1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and importances of the last experience, by its number and by the names of the parameters."""

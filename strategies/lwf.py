@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.parts.values import Positive, Strength, limit
 from plasticity_cl.training.learner import Learner
 
 
@@ -26,9 +26,11 @@ class LwFPlugin(AvalancheLwFPlugin):  # type: ignore[misc]
         UserError: If ``alpha`` is negative or not finite. After the first experience, if it was one of regression.
     """
 
-    def __init__(self, alpha: float = 1.0, temperature: float = 2.0) -> None:
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise UserError(f"the weight of distillation must be 0 or more, got {alpha}")
+    acts_on_first_experience = False
+
+    def __init__(self, alpha: Strength = 1.0, temperature: Positive = 2.0) -> None:
+        limit(Strength, "the weight of distillation", alpha)
+        limit(Positive, "the temperature of distillation", temperature)
         super().__init__(alpha, temperature)
         self._learned: list[dict[int, list[int]]] = []
         self._teacher: dict[str, Any] | None = None

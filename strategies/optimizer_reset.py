@@ -16,6 +16,8 @@ class OptimizerResetPlugin(Intervention):
     et al. 2023, "Understanding Plasticity in Neural Networks"). The first experience starts with an empty state anyway.
     """
 
+    acts_on_first_experience = False
+
     def before_training_exp(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:
         """Clear the state."""
         strategy.optimizer.state.clear()

@@ -13,6 +13,7 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.parts.values import Count, limit
 from plasticity_cl.training.avalanche_names import stream_of
 from plasticity_cl.training.learner import Learner
 
@@ -33,9 +34,10 @@ class ReplayPlugin(AvalancheReplayPlugin):  # type: ignore[misc]
         UserError: If ``mem_size`` is below 1.
     """
 
-    def __init__(self, mem_size: int = 200) -> None:
-        if mem_size < 1:
-            raise UserError(f"mem_size is {mem_size}: the memory of replay must hold 1 sample or more")
+    acts_on_first_experience = False
+
+    def __init__(self, mem_size: Count = 200) -> None:
+        limit(Count, "mem_size", mem_size)
         super().__init__(mem_size=mem_size, storage_policy=_Memory(mem_size))
 
     def before_training_exp(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from plasticity_cl.diagnostics.last_layer import output_layer
 from plasticity_cl.errors import UserError
 from plasticity_cl.losses import make_loss
+from plasticity_cl.parts.values import Count, Range
 from plasticity_cl.seeding import generator
 from plasticity_cl.strategies.network_plugin import NetworkPlugin
 from plasticity_cl.training.learner import Learner, set_criterion
@@ -75,6 +77,31 @@ class ScaleInvariantLossPlugin(NetworkPlugin):
             group["params"] = [replacement.get(parameter, parameter) for parameter in group["params"]]
         criterion = make_loss(self.loss, self.low, self.high, self.n_bins, self.scale)
         set_criterion(strategy, criterion.to(strategy.device))
+
+
+def scale_invariant(
+    loss: str,
+    between: Range | None = None,
+    *,
+    n_bins: Count | None = None,
+    scale: Literal["linear", "symlog"] | None = None,
+    seed: int = 0,
+) -> ScaleInvariantLossPlugin:
+    """Regression by cross-entropy over a range, with bins that suit it.
+
+    Args:
+        loss: ``"two-hot"`` or ``"hl-gauss"``.
+        between: The range of the targets, LOW..HIGH; -1000..1000 where it is not known.
+        n_bins: Outputs of the network: 255 over a range, two bins or more a standard deviation where the range is a
+            hundred of them; 1001 where it is not known.
+        scale: How bins are spaced; linear over a range, symlog where it is not known.
+        seed: Root of the new layer's random initialisation.
+    """
+    low, high = (-1e3, 1e3) if between is None else between
+    bins = n_bins or (1001 if between is None else 255)
+    return ScaleInvariantLossPlugin(
+        loss, low, high, bins, scale or ("symlog" if between is None else "linear"), seed=seed
+    )
 
 
 def _make_linear(like: nn.Linear, n_outputs: int, seed: int) -> nn.Linear:

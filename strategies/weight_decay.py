@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.parts.values import Strength, limit
 from plasticity_cl.strategies.intervention import Intervention
 from plasticity_cl.training.learner import Learner
 
@@ -26,11 +25,9 @@ class WeightDecayPlugin(Intervention):
         UserError: If ``strength`` is negative or not finite.
     """
 
-    def __init__(self, strength: float = 1e-2) -> None:
+    def __init__(self, strength: Strength = 1e-2) -> None:
         super().__init__()
-        if not (math.isfinite(strength) and strength >= 0):
-            raise UserError(f"the strength of weight decay must be 0 or more, got {strength}")
-        self.strength = strength
+        self.strength = limit(Strength, "the strength of weight decay", strength)
 
     @torch.no_grad()
     def before_update(self, strategy: Learner, *args: Any, **kwargs: Any) -> None:

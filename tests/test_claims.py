@@ -12,6 +12,8 @@ from plasticity_cl.experiments.spec import CompareSpec, Machine
 from plasticity_cl.report import read_runs
 from plasticity_cl.strategies.catalogue import normalise
 
+pytestmark = pytest.mark.slow
+
 DEMO = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "demo.py"))["COMPARISONS"]
 SEEDS = (101, 102, 103)
 INVARIANT = "scale-invariant=-10..110"
@@ -101,7 +103,10 @@ def test_layer_norm_holds_the_preactivation_shift_and_l2_the_norm(label_reset):
 
 def test_a_stream_that_costs_only_plasticity_and_one_that_costs_only_memory_are_told_apart(tmp_path):
     noisy = CompareSpec(
-        scenario="noisy-start", n_experiences=15, n_samples=512, lr=5e-3, strategies=("finetune",), n_fresh=1
+        scenario="noisy-start:n_experiences=15,n_samples=512",
+        optimizer="adam:lr=5e-3",
+        strategies=("finetune",),
+        n_fresh=1,
     )
     classes = CompareSpec(scenario="class-incremental", epochs=10, strategies=("finetune",))
     plasticity, memory = results(tmp_path / "plasticity", noisy), results(tmp_path / "memory", classes)

@@ -15,10 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from plasticity_cl.cli import main
 from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec
 
-SMALL = ["--n-experiences", "3", "--n-samples", "96", "--epochs", "2", "--width", "16", "--jobs", "1"]
+STREAM = ["--scenario", "label-reset:n_experiences=3,n_samples=96"]
+SMALL = [*STREAM, "--epochs", "2", "--model", "mlp:width=16", "--jobs", "1"]
 
 
-LONG = ["--n-samples", "96", "--epochs", "100", "--width", "16", "--diagnostics", "none", "--jobs", "2"]
+LONG = ["--scenario", "label-reset:n_samples=96", "--epochs", "100", "--model", "mlp:width=16"]
+LONG += ["--diagnostics", "none", "--jobs", "2"]
 
 
 def without_progress(said):
@@ -52,7 +54,10 @@ def light(*arguments, **environment):
 def test_help_lists_and_version_import_nothing_heavy(arguments):
     code, shown, said, imported = light(*arguments)
     assert (code, said, imported) == (0, "", [])
-    names = {"--help": ("run", "compare", "report", "list"), "compare": ("--strategies", "--lr", "--device", "--out")}
+    names = {
+        "--help": ("run", "compare", "report", "list"),
+        "compare": ("--strategies", "--optimizer", "--device", "--out"),
+    }
     for name in names.get(arguments[0], ("",)):
         assert name in shown
 
@@ -93,27 +98,44 @@ MISTAKES = [
     (["run", "--strategy", "l2=-1"], "l2"),
     (["run", "--model", "mpl"], "unknown network 'mpl'; did you mean mlp"),
     (["run", "--model", "imagenet-resnet34"], "unknown network 'imagenet-resnet34'; did you mean imagenet-resnet"),
-    (["run", "--activation", "rely"], "unknown activation 'rely'; did you mean relu"),
-    (["run", "--normalization", "batchnorm"], "unknown normalization 'batchnorm'; did you mean batch"),
+    (["run", "--model", "mlp:activation=rely"], "unknown activation 'rely'; did you mean relu"),
+    (["run", "--model", "mlp:normalization=batchnorm"], "unknown normalization 'batchnorm'; did you mean batch"),
+    (["run", "--model", "mlp:widht=3"], "unknown option of network mlp 'widht'; did you mean width"),
+    (["list", "target-shfit"], "unknown part 'target-shfit'; did you mean target-shift"),
     (["run", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean adam"),
     (["run", "--diagnostics", "lite"], "unknown choice of diagnostics 'lite'; did you mean light"),
-    (["run", "--scenario", "target-shift", "--schedule", "growin"], "unknown schedule 'growin'; did you mean growing"),
-    (["run", "--scenario", "target-shift", "--targets", "noises"], "unknown targets 'noises'; did you mean noise"),
-    (["run", "--scenario", "target-shift", "--target-mean", "inf"], "target_mean is inf"),
-    (["run", "--scenario", "iwildcam", "--source", "camera-traps", "--by", "day"], "unknown by 'day'"),
-    (["compare", "--n-experiences", "0"], "n_experiences is 0"),
-    (["compare", "--width", "0"], "width is 0"),
-    (["compare", "--depth", "-2"], "depth is -2"),
-    (["compare", "--fraction", "1.5"], "fraction is 1.5"),
-    (["run", "--lr", "-0.1"], "lr is -0.1"),
-    (["run", "--lr", "nan"], "lr is nan"),
-    (["run", "--lr", "inf"], "lr is inf"),
+    (["run", "--scenario", "target-shift:schedule=growin"], "unknown schedule 'growin'; did you mean growing"),
+    (["run", "--scenario", "target-shift:targets=noises"], "unknown targets 'noises'; did you mean noise"),
+    (["run", "--scenario", "target-shift:mean=inf"], "mean is inf"),
+    (["run", "--scenario", "iwildcam:by=day", "--source", "camera-traps"], "unknown by 'day'"),
+    (["compare", "--scenario", "label-reset:n_experiences=0"], "n_experiences is 0"),
+    (["compare", "--model", "mlp:width=0"], "width is 0"),
+    (["compare", "--model", "mlp:depth=-2"], "depth is -2"),
+    (["compare", "--scenario", "label-reset:fraction=1.5"], "fraction is 1.5"),
+    (["run", "--optimizer", "adam:lr=nan"], "lr is nan"),
+    (["run", "--optimizer", "adam:lr=inf"], "lr is inf"),
+    (["run", "--optimizer", "adam:betas=0.9"], "betas is 0.9: it must be 2 values"),
+    (["run", "--executor", "process"], "unknown executor 'process'; did you mean processes"),
+    (["run", "--scenario", "no_such_package.module.Stream"], "there is no module no_such_package"),
+    (["run", "--strategy", "plasticity_cl.strategies.l2.L3Plugin"], "did you mean L2Plugin"),
+    (["run", "--strategy", "l2@optimizer=adm"], "unknown optimizer 'adm'; did you mean adam"),
+    (["run", "--source", "image-folder"], "source image-folder needs a value of folder"),
+    (["run", "--source", "npz={tmp}/none.npz"], "it must be a file that is there"),
+    (["run", "--lr", "1e-4"], "--lr is an option of a part: write --optimizer adam:lr=0.0001"),
+    (
+        ["compare", "--scenario", "target-shift", "--target-mean=5", "--n-samples", "64"],
+        "--target-mean, --n-samples are options of a part: write --scenario target-shift:mean=5,n_samples=64",
+    ),
+    (["run", "--model", "cnn", "--width", "8"], "--width is an option of a part: write --model cnn:width=8"),
     (["run", "--threshold", "nan"], "threshold is nan"),
     (["run", "--jobs", "0"], "jobs is 0"),
-    (["compare", "--scenario", "class-incremental", "--fraction", "0.5"], "class-incremental has no option fraction"),
+    (
+        ["compare", "--scenario", "class-incremental:fraction=0.5"],
+        "unknown option of scenario class-incremental 'fraction'",
+    ),
     (["run", "--source", "cifar10", "--data-root", "{tmp}"], "no cifar-10-batches-py/data_batch_1 there"),
     (["run", "--scenario", "iwildcam", "--source", "wilds", "--data-root", "{tmp}"], "no WILDS iWildCam"),
-    (["run", "--model", "imagenet-resnet18", "--weights", "{tmp}/none.pt"], "no file of weights"),
+    (["run", "--model", "imagenet-resnet18:weights={tmp}/none.pt"], "it must be a file that is there"),
     (["run", "--device", "gpu"], "unknown device 'gpu'"),
     (["run", "--device", "cuda:x"], "unknown device 'cuda:x'"),
     (["run", "--out", "{tmp}/mine"], "holds files that are no results"),
@@ -174,19 +196,13 @@ def test_mistakes_are_answered_before_anything_heavy_is_imported(mistaken):
     assert "device cuda is not there: CUDA_VISIBLE_DEVICES hides them all" in finished.stderr
 
 
-def test_light_names_are_those_of_the_heavy_modules():
+def test_words_that_options_can_be_are_those_that_networks_are_made_with():
     from typing import get_args
 
-    from plasticity_cl import models, names
-    from plasticity_cl.models.imagenet_resnet import IMAGENET_RESNETS
-    from plasticity_cl.scenarios import catalogue, iwildcam, target_shift
+    from plasticity_cl.models import layers, nonlinearities
 
-    assert tuple(models.MODELS) == names.NETWORKS
-    assert tuple(IMAGENET_RESNETS) == names.IMAGENET_NETWORKS
-    assert tuple(models.ACTIVATIONS) == names.ACTIVATIONS
-    assert tuple(models.NORMALIZATIONS) == names.NORMALIZATIONS
-    for option, type_ in (("schedule", target_shift.Schedule), ("targets", target_shift.Targets), ("by", iwildcam.By)):
-        assert catalogue.CHOICES[option] == get_args(type_)
+    assert tuple(nonlinearities.ACTIVATIONS) == get_args(layers.Activation)
+    assert get_args(layers.Normalization) == layers.NORMALIZATIONS
 
 
 @pytest.mark.parametrize(
@@ -216,12 +232,13 @@ def write_run(folder):
     """A finished run, as far as a report needs it."""
     run = folder / "finetune" / "seed0"
     run.mkdir(parents=True)
-    (run / "spec.json").write_text(json.dumps(dataclasses.asdict(RunSpec(n_experiences=1))))
+    (run / "spec.json").write_text(json.dumps(dataclasses.asdict(RunSpec())))
     (run / "status.json").write_text('{"state": "done", "message": "", "score": "accuracy"}')
     rows = [f"{name},train,,0,0.5" for name in ("final", "forgetting", "fresh", "learned", "plasticity_loss", "total")]
     (run / "metrics.csv").write_text("\n".join(["metric,stream,layer,experience,value", *sorted(rows), ""]))
 
 
+@pytest.mark.slow
 def test_compare_writes_table_report_rows_and_events(tmp_path):
     out = tmp_path / "out"
     finished = command(
@@ -248,28 +265,36 @@ def test_compare_writes_table_report_rows_and_events(tmp_path):
     assert "finetune" in added.stdout
 
 
+@pytest.mark.slow
 def test_options_on_the_command_line_go_before_the_file(tmp_path):
     path = tmp_path / "experiment.toml"
-    path.write_text('n_experiences = 2\nn_samples = 64\nepochs = 9\nwidth = 16\nstrategy = "l2=1e-4"')
+    path.write_text(
+        'epochs = 9\nmodel = "mlp:width=16"\nscenario = {name = "label-reset", n_experiences = 2, n_samples = 64}\n'
+        'strategy = {name = "l2", strength = 1e-4}'
+    )
     finished = command("run", "--config", str(path), "--epochs", "1", "--jobs", "1", "--out", str(tmp_path / "out"))
     assert finished.returncode == 0, finished.stderr
     spec = json.loads((tmp_path / "out" / "l2=0.0001" / "seed0" / "spec.json").read_text())
-    assert (spec["epochs"], spec["n_experiences"], spec["strategy"]) == (1, 2, "l2=0.0001")
+    assert (spec["epochs"], spec["strategy"]) == (1, "l2=0.0001")
+    assert spec["scenario"] == "label-reset:n_experiences=2,n_samples=64"
 
 
 def test_list_names_everything(capsys):
+    from plasticity_cl.experiments.catalogue import EXECUTORS
+    from plasticity_cl.metrics.catalogue import METRICS
     from plasticity_cl.models import MODELS
-    from plasticity_cl.scenarios.catalogue import SCENARIOS
-    from plasticity_cl.scenarios.files import SOURCES
+    from plasticity_cl.scenarios.catalogue import SCENARIOS, SOURCES
     from plasticity_cl.strategies.catalogue import COMPONENTS
+    from plasticity_cl.training.catalogue import OPTIMIZERS
 
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for name in (*SCENARIOS, *SOURCES, *MODELS, *COMPONENTS):
+    for name in (*SCENARIOS, *SOURCES, *MODELS, *OPTIMIZERS, *COMPONENTS, *METRICS, *EXECUTORS):
         assert name in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_one_line_and_no_process_left(tmp_path):
     # A shell without job control starts its background processes with interrupts ignored: here they are heard.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -15,29 +16,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import plasticity_cl
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.spec import RunSpec
+from plasticity_cl.experiments.spec import FORMAT, RunSpec, completed
+from plasticity_cl.writing import write_atomically
 
 _FILES = ("spec.json", "status.json", "metrics.csv", "snapshot.pt", "error.txt")
 _OURS = (*_FILES, *(f".{name}*" for name in _FILES), "tensorboard/events.out.tfevents.*", "pictures/*.png")
 """What runs write into their directories, as patterns. Hidden files are those that were being written."""
 _ADVICE = "choose another --out, or move it away"
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file so that no reader ever sees half of it; text as UTF-8."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
-        partial.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # writing to an open file names none
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+_LONGEST_NAME = 200
 
 
 @contextlib.contextmanager
@@ -110,7 +100,12 @@ def start(directory: Path, spec: RunSpec) -> None:
         for name in ("tensorboard", "pictures"):
             with contextlib.suppress(OSError):  # it is not there, or holds something else
                 (directory / name).rmdir()
-        write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
+        _write_spec(directory, spec)
+
+
+def _write_spec(directory: Path, spec: RunSpec) -> None:
+    fields = {"format": FORMAT, **dataclasses.asdict(spec)}
+    write_atomically(directory / "spec.json", json.dumps(fields, indent=2) + "\n")
 
 
 def write_status(directory: Path, state: str, score: str, message: str = "", *, forgetting_counts: bool = True) -> None:
@@ -136,7 +131,7 @@ def write_failure(directory: Path, spec: RunSpec, state: str, trace: str = "") -
     """
     with contextlib.suppress(OSError, UserError), locked(directory):
         if finished_state(directory, spec) is None:
-            write_atomically(directory / "spec.json", json.dumps(dataclasses.asdict(spec), indent=2) + "\n")
+            _write_spec(directory, spec)
             if trace:
                 write_atomically(directory / "error.txt", trace)
             write_status(directory, "failed", "", state.removeprefix("failed: "))
@@ -172,7 +167,19 @@ def diverged_because(directory: Path) -> str:
 
 def run_directory(out: Path, spec: RunSpec) -> Path:
     """Where the run of ``spec`` stands in a results folder."""
-    return out / spec.strategy / f"seed{spec.seed}"
+    return out / folder_name(spec.strategy) / f"seed{spec.seed}"
+
+
+def folder_name(strategy: str) -> str:
+    """The name of the folder of a strategy: its own, without signs that no name of a folder should have.
+
+    Other signs are written as in addresses, %2F for a slash; a name too long for a folder is cut, and told apart by a
+    hash.
+    """
+    name = quote(strategy, safe="=+:,.@-_ ")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(strategy.encode()).hexdigest()[:16]}"
 
 
 def check_out(out: Path, spec: RunSpec) -> None:
@@ -205,16 +212,23 @@ def _compare(
 ) -> None:
     """Refuse a run directory of another version, or whose spec differs from ``spec`` in any other field."""
     folder = out or directory
+    found = saved.get("format", 1)
+    if found != FORMAT:
+        raise UserError(
+            f"{folder} holds results of format {found}, and this version writes format {FORMAT}: they can be reported, "
+            f"not continued; {_ADVICE}"
+        )
     version = (_read(directory / "status.json") or {"version": plasticity_cl.__version__}).get("version")
     if version != plasticity_cl.__version__:
         of = f"version {version}" if version else "an earlier version"
         raise UserError(f"{folder} holds results of {of}, and this is {plasticity_cl.__version__}: {_ADVICE}")
     wanted = json.loads(json.dumps(dataclasses.asdict(spec)))
-    for name in (*wanted, *saved):
-        if name not in but_for and (name not in saved or name not in wanted or saved[name] != wanted[name]):
-            there = f"{name} is {saved[name]} there" if name in saved else f"there is no {name} there"
+    # A field that was added since has its default there.
+    there = json.loads(json.dumps(completed({name: value for name, value in saved.items() if name != "format"})))
+    for name, value in there.items():
+        if name not in but_for and (name not in wanted or value != wanted[name]):
             here = f"not {wanted[name]}" if name in wanted else "and is nothing here"
-            raise UserError(f"{folder} holds other results ({there}, {here}): {_ADVICE}")
+            raise UserError(f"{folder} holds other results ({name} is {value} there, {here}): {_ADVICE}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.experiments.spec import Machine, RunSpec
-from plasticity_cl.scenarios.catalogue import SCENARIOS
-from plasticity_cl.scenarios.files import check_files, data_folder
-from plasticity_cl.scenarios.wilds_layout import check_present
+from plasticity_cl.scenarios.catalogue import SOURCES, check_present
 
 _DEVICE_FILES: Mapping[str, tuple[str, ...]] = {
     # NVIDIA's driver, its small boards, Windows' Linux, and AMD's driver, whose devices torch calls cuda, too.
@@ -22,20 +20,14 @@ _DEVICE_FILES: Mapping[str, tuple[str, ...]] = {
 """What a Linux kernel has in /dev where there is a driver for such a device."""
 
 
-def check_machine(spec: RunSpec, machine: Machine) -> None:
-    """Check that a run finds its device, its data set and its weights here, as far as can be told without torch.
+def check_needs(spec: RunSpec, machine: Machine) -> None:
+    """Check that a run finds its device and its data set here, as far as can be told without torch.
 
     Raises:
         UserError: For the first that it does not find.
     """
     check_device(spec.device)
-    if spec.weights is not None and not Path(spec.weights).is_file():
-        raise UserError(f"there is no file of weights {spec.weights}")
-    if SCENARIOS[spec.scenario].sources:
-        if spec.source == "wilds":
-            check_present(data_folder(machine.data_root))
-    elif not machine.download:
-        check_files(spec.source, data_folder(machine.data_root))
+    check_present(SOURCES.read(spec.source).name, machine.data_root, machine.download)
 
 
 def check_device(name: str) -> None:

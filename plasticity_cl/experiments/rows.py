@@ -11,8 +11,8 @@ from typing import Any
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
 
-from plasticity_cl.experiments.directory import write_atomically
 from plasticity_cl.metrics import Scalar, Separation
+from plasticity_cl.writing import write_atomically
 
 HEADER = ("metric", "stream", "layer", "experience", "value")
 Key = tuple[str, str, str, int]

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,18 @@ from avalanche.core import SupervisedPlugin
 from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
-from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
-from plasticity_cl.experiments.directory import disk_errors, start, write_atomically, write_status
+from plasticity_cl.experiments.build import Opened, Recipe, open_recipe, open_run
+from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import STREAMS, fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger
-from plasticity_cl.experiments.spec import SCORES, Machine, RunSpec, baseline_spec, score_of
-from plasticity_cl.metrics import SeparationMetric, landscape_metrics, mechanism_metrics, plasticity_metrics
-from plasticity_cl.metrics.wilds import WildsMetric
-from plasticity_cl.scenarios.iwildcam import WildsScenario
-from plasticity_cl.scenarios.stream import InMemoryScenario
+from plasticity_cl.experiments.spec import SCORES, Machine, RunSpec
+from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
 from plasticity_cl.training import InMemoryExperience, SupervisedTemplate
+from plasticity_cl.writing import write_atomically
 
-_DIAGNOSTICS: dict[str, Callable[[], list[Any]]] = {
-    "none": list,
-    "light": mechanism_metrics,
-    "all": lambda: [*mechanism_metrics(), *landscape_metrics()],
-}
+Scores = Mapping[str, Sequence[float]]
+"""For each stream, one score an experience."""
 
 
 class DivergedError(Exception):
@@ -67,7 +62,7 @@ def compute_fresh(
 ) -> None:
     """Fill the cache with the fresh reference of ``spec``; see :func:`run` for the arguments."""
     torch.set_num_threads(spec.threads)
-    fresh_reference(spec, build_scenario(spec, machine), cache, tick)
+    fresh_reference(open_recipe(spec, machine), cache, tick)
 
 
 def run(
@@ -96,34 +91,31 @@ def run(
         UserError: If the data set is missing, an option is out of its range, or the disk refuses.
     """
     torch.set_num_threads(spec.threads)
-    scenario = build_scenario(spec, machine)
-    score = score_of(spec)
-    fresh = fresh_reference(spec, scenario, cache)
-    base = baseline_spec(spec)
-    twin = scenario if base.scenario_options() == spec.scenario_options() else build_scenario(base, machine)
-    baseline = fresh_reference(base, twin, cache)
-    write = partial(write_status, directory, score=SCORES[score], forgetting_counts=scenario.forgetting_counts)
+    parts = open_run(spec, machine)
+    fresh, baseline = (fresh_reference(recipe, cache) for recipe in (parts.fresh, parts.baseline))
     start(directory, spec)
-    with disk_errors(directory), contextlib.ExitStack() as stack:
+    with disk_errors(directory):
+        return _run(parts, directory, fresh, baseline, tick)
+
+
+def _run(parts: Opened, directory: Path, fresh: Scores, baseline: Scores, tick: Callable[[], None]) -> str:
+    scenario, score = parts.run.scenario, parts.run.score
+    write = partial(write_status, directory, score=SCORES[score], forgetting_counts=scenario.forgetting_counts)
+    with contextlib.ExitStack() as stack:
         write("running")
         rows = RowLogger(directory / "metrics.csv")
         separation, *others = plasticity_metrics(
-            reference=fresh, baseline=baseline, score=score, threshold=spec.threshold
+            reference=fresh, baseline=baseline, score=score, threshold=parts.threshold
         )
         assert isinstance(separation, SeparationMetric)
-        others += _DIAGNOSTICS[spec.diagnostics]()
-        if isinstance(scenario, WildsScenario):
-            others.append(
-                WildsMetric({name: scenario.classes_in(name) for name in ("test", "ood")}, scenario.n_outputs)
-            )
         tensorboard = stack.enter_context(_tensorboard(directory / "tensorboard"))
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
-        evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
-        strategy = build_strategy(spec, scenario, evaluator)
+        evaluator = EvaluationPlugin(separation, *others, *parts.make_metrics(), loggers=loggers, collect_all=False)
+        strategy = parts.run.strategy(evaluator)
         strategy.plugins.insert(0, _StopWhenDiverged())
         state, message = "done", ""
         try:
-            _train(spec, scenario, strategy, tick)
+            _train(parts.run, strategy, tick)
         except DivergedError as error:
             state, message = "diverged", str(error)
         chance = {stream: [best_constant(score, e) for e in scenario.streams[stream]] for stream in STREAMS}
@@ -163,14 +155,13 @@ def _tensorboard(directory: Path) -> Iterator[TensorboardLogger]:
         raise
 
 
-def _train(
-    spec: RunSpec, scenario: InMemoryScenario | WildsScenario, strategy: SupervisedTemplate, tick: Callable[[], None]
-) -> None:
+def _train(recipe: Recipe, strategy: SupervisedTemplate, tick: Callable[[], None]) -> None:
+    scenario = recipe.scenario
     streams = (scenario.train_stream, scenario.test_stream)
     for k, experience in enumerate(scenario.train_stream):
         for stream in streams:
             strategy.eval(stream[k : k + 1])
-        seed_experience(spec, k)
+        recipe.seed_experience(k)
         with warnings.catch_warnings():
             # Avalanche's own plugins call Avalanche's own deprecated functions.
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche")

@@ -3,74 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import tomllib
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 
 from plasticity_cl.errors import UserError, unknown_name
-from plasticity_cl.names import ACTIVATIONS, IMAGENET_NETWORKS, NETWORKS, NORMALIZATIONS
-from plasticity_cl.scenarios.catalogue import SCENARIOS, check_scenario, check_source
-from plasticity_cl.strategies.catalogue import fresh_name, normalise
+from plasticity_cl.experiments.catalogue import EXECUTORS
+from plasticity_cl.metrics.catalogue import write_diagnostics
+from plasticity_cl.models.catalogue import MODELS
+from plasticity_cl.scenarios.catalogue import SCENARIOS, SOURCES, check_source
+from plasticity_cl.strategies.catalogue import fresh_name, normalise, read_strategy
+from plasticity_cl.training.catalogue import OPTIMIZERS
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-DIAGNOSTICS = ("none", "light", "all")
+FORMAT = 2
+"""Of what stands in a run directory. 1, which says no number, had single options of parts as fields of its own."""
+
 SCORES = {"accuracy": "accuracy", "bounded-r2": "bounded R2", "r2": "R2"}
 """Scores by name, and what they are called in words."""
-_SCENARIO_OPTIONS = tuple(sorted({option for entry in SCENARIOS.values() for option in entry.options}))
+_SUITABLE = {"classification": ("accuracy",), "regression": ("bounded-r2", "r2")}
+_CHANGES_NO_FRESH_NETWORK = ("threshold", "n_fresh", "diagnostics", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all runs of a comparison have in common."""
+    """What all runs of a comparison have in common.
+
+    A part (scenario, source, model, optimizer, strategy, diagnostic) is written name:option=value,option=value, or
+    name=value for its first option; a dotted path names a part of your own. `plasticity-cl list NAME` says its options.
+    """
 
     scenario: str = "label-reset"
-    """The stream; `plasticity-cl list` names them all."""
+    """The stream, for instance label-reset:fraction=0.5; `plasticity-cl list` names them all."""
     source: str = "digits"
-    """The data set the stream is made of."""
-    n_experiences: int | None = None
-    """Length of the stream; the scenario's own default if not given."""
-    n_samples: int | None = None
-    """Use the first so many training samples only."""
-    fraction: float | None = None
-    """label-reset: share of the labels drawn anew."""
-    schedule: str | None = None
-    """target-shift: constant, alternating, growing or random-walk."""
-    target_mean: float | None = None
-    """target-shift: scale of the schedule."""
-    target_std: float | None = None
-    """target-shift: standard deviation of the targets."""
-    targets: str | None = None
-    """target-shift: noise, sine or label."""
-    noisy: int | None = None
-    """noisy-start: how many early experiences have noise labels."""
-    by: str | None = None
-    """iwildcam: what an experience is: a location, a time or a cluster of locations."""
-    size: int | None = None
-    """iwildcam: height and width of the images in pixels."""
-    min_size: int | None = None
-    """iwildcam: leave out experiences with fewer images."""
+    """The data set the stream is made of, for instance image-folder=photos."""
+    model: str = "mlp"
+    """The network, for instance mlp:width=256,activation=gelu."""
+    optimizer: str = "adam"
+    """The optimizer, for instance adam:lr=3e-4,betas=0.9/0.99."""
     epochs: int = 20
     """Passes over each experience."""
     batch_size: int = 32
     """Samples in a batch."""
-    model: str = "mlp"
-    """The network; `plasticity-cl list` names them all. imagenet-resnet18 and imagenet-resnet50 are torchvision's."""
-    weights: str | None = None
-    """imagenet-resnet18 and -50: file of pretrained weights."""
-    width: int | None = None
-    """Width of the network; its own default if not given."""
-    depth: int | None = None
-    """Depth of the network; its own default if not given."""
-    activation: str = "relu"
-    """Nonlinearity of the network."""
-    normalization: str | None = None
-    """Normalisation built into the network; none if not given."""
-    optimizer: str = "adam"
-    """adam, adamw or sgd."""
-    lr: float = 1e-3
-    """Learning rate."""
     score: str | None = None
     """accuracy for classes, bounded-r2 or r2 for numbers; accuracy and bounded-r2 if not given."""
     baseline: str = "finetune"
@@ -80,16 +55,11 @@ class Settings:
     threshold: float = 0.9
     """Score that counts as learned, for the steps to it."""
     diagnostics: str = "all"
-    """none; light (units, features, norms, targets, kernel); or all (curvature, trainability and pictures too)."""
+    """none, light, all (curvature, trainability and pictures, too), or names joined by +."""
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, ..."""
     threads: int = 1
     """CPU threads of a run; another number can change the last bits."""
-
-    def scenario_options(self) -> dict[str, Any]:
-        """The scenario's options that were given."""
-        names = ("n_experiences", "n_samples", *_SCENARIO_OPTIONS)
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +67,7 @@ class RunSpec(Settings):
     """One strategy on one stream with one seed."""
 
     strategy: str = "finetune"
-    """Interventions, joined by +, for instance layernorm+l2=1e-3."""
+    """Interventions joined by +, its own settings after @: layernorm+l2=1e-3@optimizer=adam:lr=3e-4."""
     seed: int = 0
     """Root of every draw: stream, initialisation, batch order."""
 
@@ -140,61 +110,85 @@ class Machine:
     """Fetch a missing data set."""
     jobs: int | None = None
     """Processes at a time; one for each CPU if not given."""
+    executor: str = "processes"
+    """Who does the runs: processes, in-turn, or one of your own."""
+
+
+_DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSpec)}
 
 
 def check(spec: RunSpec) -> RunSpec:
     """Check everything that can be checked without loading data or a network.
 
     Returns:
-        The spec with strategy and baseline in their canonical spelling, and the score's name.
+        The spec with every part in its canonical spelling.
 
     Raises:
         UserError: For the first value that is unknown or out of range.
     """
-    check_scenario(spec.scenario, spec.scenario_options())
-    check_source(spec.scenario, spec.source)
-    if spec.weights is not None and not spec.model.startswith("imagenet-"):
-        raise UserError(f"weights are for imagenet-resnet18 and imagenet-resnet50; {spec.model} starts from a seed")
-    if spec.model.startswith("imagenet-") and (spec.width, spec.depth, spec.activation) != (None, None, "relu"):
-        raise UserError(f"{spec.model} has a width, a depth and an activation of its own: leave these out")
-    for kind, given, known in (
-        ("network", spec.model, (*NETWORKS, *IMAGENET_NETWORKS)),
-        ("activation", spec.activation, ACTIVATIONS),
-        ("normalization", spec.normalization, NORMALIZATIONS),
-        ("optimizer", spec.optimizer, OPTIMIZERS),
-        ("choice of diagnostics", spec.diagnostics, DIAGNOSTICS),
-    ):
-        if given is not None and given not in known:
-            raise unknown_name(kind, given, known)
-    for name in ("n_experiences", "n_samples", "width", "depth", "epochs", "batch_size", "n_fresh", "threads"):
+    scenario, source = SCENARIOS.read(spec.scenario), SOURCES.read(spec.source)
+    check_source(scenario.name, source.name)
+    model, optimizer = MODELS.read(spec.model), OPTIMIZERS.read(spec.optimizer)
+    for name in ("epochs", "batch_size", "n_fresh", "threads"):
         value = getattr(spec, name)
-        if value is not None and value < 1:
+        if value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1")
-    if spec.fraction is not None and not 0 < spec.fraction <= 1:
-        raise UserError(f"fraction is {spec.fraction}: it must be above 0 and at most 1")
-    if not 0 < spec.lr < math.inf:
-        raise UserError(f"lr is {spec.lr}: it must be above 0 and finite")
     if not spec.threshold <= 1:
         raise UserError(f"threshold is {spec.threshold}: it must be at most 1, since no accuracy and no R2 is above")
+    if spec.score is not None:
+        ours = "classification" if scenario.name in SCENARIOS else None
+        check_score(spec.score, scenario.name, SCENARIOS.facts(scenario.name).get("task", ours))
     return dataclasses.replace(
-        spec, strategy=normalise(spec.strategy), baseline=fresh_name(spec.baseline), score=score_of(spec)
+        spec,
+        scenario=scenario.text,
+        source=source.text,
+        model=model.text,
+        optimizer=optimizer.text,
+        diagnostics=write_diagnostics(spec.diagnostics),
+        strategy=normalise(spec.strategy),
+        baseline=fresh_name(spec.baseline),
     )
 
 
-def score_of(spec: RunSpec) -> str:
-    """The name of the score of a run: what was asked for, or else what suits the scenario.
+def check_machine(machine: Machine) -> None:
+    """Check how runs are to be done.
 
     Raises:
-        UserError: If it is unknown, or does not suit the scenario.
+        UserError: If there is no such executor, or fewer than one process.
     """
-    suitable = ("bounded-r2", "r2") if SCENARIOS[spec.scenario].regression else ("accuracy",)
-    if spec.score is None:
-        return suitable[0]
-    if spec.score not in SCORES:
-        raise unknown_name("score", spec.score, SCORES)
-    if spec.score not in suitable:
-        raise UserError(f"score {spec.score} does not suit {spec.scenario}: choose {' or '.join(suitable)}")
-    return spec.score
+    if machine.jobs is not None and machine.jobs < 1:
+        raise UserError(f"jobs is {machine.jobs}: it must be at least 1")
+    EXECUTORS.read(machine.executor)
+
+
+def check_score(score: str, scenario: str, task: str | None) -> None:
+    """Check that a score suits the targets of a scenario.
+
+    Args:
+        score: Its name.
+        scenario: The scenario's name, for the message.
+        task: What its targets are; ``None`` where that is not known yet.
+
+    Raises:
+        UserError: If it is unknown, or does not suit them.
+    """
+    if score not in SCORES:
+        raise unknown_name("score", score, SCORES)
+    if task is not None and score not in _SUITABLE[task]:
+        raise UserError(f"score {score} does not suit {scenario}: choose {' or '.join(_SUITABLE[task])}")
+
+
+def default_score(task: str) -> str:
+    """The score that suits what the targets are: ``classification`` or ``regression``."""
+    return _SUITABLE[task][0]
+
+
+def own_settings(spec: RunSpec) -> RunSpec:
+    """The spec with the settings that its strategy has for itself in the place of those that all have in common."""
+    settings: dict[str, Any] = dict(read_strategy(spec.strategy).settings)
+    for name in settings.keys() & {"epochs", "batch_size"}:
+        settings[name] = int(settings[name])
+    return dataclasses.replace(spec, **settings)
 
 
 def fresh_spec(spec: RunSpec) -> RunSpec:
@@ -209,46 +203,42 @@ def fresh_spec(spec: RunSpec) -> RunSpec:
 def baseline_spec(spec: RunSpec) -> RunSpec:
     """The spec of the fresh networks that all strategies are compared with: the baseline's, on the scenario's twin.
 
-    For the baseline itself, on a scenario without a twin, it is that of its own fresh networks.
+    A twin is the same stream without what the scenario makes hard: options that the scenario states as the fact
+    ``twin``. For the baseline itself, on a scenario without one, it is the spec of its own fresh networks.
     """
-    return dataclasses.replace(spec, strategy=fresh_name(spec.baseline), **SCENARIOS[spec.scenario].twin)
+    scenario = SCENARIOS.read(spec.scenario)
+    twin = SCENARIOS.facts(scenario.name).get("twin") or {}
+    of_twin = SCENARIOS.read({"name": scenario.name, **scenario.options, **twin}).text
+    return dataclasses.replace(spec, strategy=fresh_name(spec.baseline), scenario=of_twin)
 
 
-S = TypeVar("S", RunSpec, CompareSpec)
+def usual_length(spec: RunSpec) -> int:
+    """About how many experiences the stream has, as far as can be said without making it."""
+    scenario = SCENARIOS.read(spec.scenario)
+    of_signature = SCENARIOS.options(scenario.name).get("n_experiences")
+    stated = SCENARIOS.facts(scenario.name).get("length", 1)
+    length = scenario.options.get("n_experiences", getattr(of_signature, "default", None))
+    return length if isinstance(length, int) else stated
 
 
-def read_toml(path: Path, kind: type[S]) -> S:
-    """Read a spec from a TOML file with the fields of ``kind``.
+def identity(fields: Mapping[str, Any]) -> str:
+    """A hash of what was given in a spec.
 
-    Raises:
-        UserError: If the file is missing or no TOML, or a key is unknown, or a value is of the wrong type.
+    What has its default is left out, so that a field that is added later leaves all identities as they are.
+
+    Args:
+        fields: Of a spec, by name.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from None
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise UserError(f"{path}: {unknown_name('key', key, hints)}")
-        values[key] = _typed(path, key, value, hints[key])
-    return kind(**values)
+    given = {name: value for name, value in fields.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+    return hashlib.sha256(json.dumps([FORMAT, given], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _typed(path: Path, key: str, value: Any, hint: Any) -> Any:
-    options = get_args(hint) or (hint,)
-    if hint in (tuple[str, ...], tuple[int, ...]):
-        item = options[0]
-        if isinstance(value, list) and all(type(entry) is item for entry in value):
-            return tuple(value)
-        raise UserError(f"{path}: {key} must be a list of {'strings' if item is str else 'integers'}, not {value!r}")
-    if float in options and type(value) is int:
-        return float(value)
-    if type(value) in options:
-        return value
-    names = {str: "a string", int: "an integer", float: "a number"}
-    raise UserError(f"{path}: {key} must be {' or '.join(names[o] for o in options if o in names)}, not {value!r}")
+def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a spec that was saved; those that were added since have their defaults."""
+    return {**_DEFAULTS, **fields}
+
+
+def of_fresh_network(spec: RunSpec) -> dict[str, Any]:
+    """The fields of a spec that a fresh network depends on."""
+    fields = dataclasses.asdict(spec)
+    return {name: value for name, value in fields.items() if name not in _CHANGES_NO_FRESH_NETWORK}

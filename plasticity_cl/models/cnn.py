@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.models.layers import normalized_activation
+from plasticity_cl.models.layers import Activation, Normalization, image_shape, normalized_activation
+from plasticity_cl.parts.values import Count, limit
 
 
 class CNN(nn.Module):
@@ -16,9 +17,9 @@ class CNN(nn.Module):
     Args:
         input_shape: Channels, height and width of an image; each stage needs to halve both sides.
         n_outputs: Number of outputs.
-        activation: One of ``ACTIVATIONS``.
         width: Channels of the first stage.
         depth: Number of stages.
+        activation: One of ``ACTIVATIONS``.
         normalization: One of ``NORMALIZATIONS``, put before each activation, or ``None``.
 
     Raises:
@@ -30,13 +31,15 @@ class CNN(nn.Module):
         input_shape: tuple[int, ...],
         n_outputs: int,
         *,
-        activation: str,
-        width: int,
-        depth: int,
-        normalization: str | None,
+        width: Count = 32,
+        depth: Count = 2,
+        activation: Activation = "relu",
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
-        channels, height, side = input_shape
+        limit(Count, "width", width)
+        limit(Count, "depth", depth)
+        channels, height, side = image_shape("cnn", input_shape)
         if min(height, side) < 2**depth:
             raise UserError(
                 f"{depth} stages of the cnn need images of at least {2**depth} x {2**depth}, got {height} x {side}; "

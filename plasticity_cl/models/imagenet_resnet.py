@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from plasticity_cl.errors import UserError, unknown_name
-from plasticity_cl.models.layers import make_normalization
+from plasticity_cl.models.layers import Normalization, make_normalization
+from plasticity_cl.parts.values import File
 from plasticity_cl.seeding import derive_seed, preserve_rng
 
 IMAGENET_RESNETS = {"imagenet-resnet18": resnet18, "imagenet-resnet50": resnet50}
@@ -21,7 +22,12 @@ _OF_BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def make_imagenet_resnet(
-    name: str, n_outputs: int, *, normalization: str = "batch", weights: Path | str | None = None, seed: int
+    name: str,
+    n_outputs: int,
+    *,
+    normalization: Normalization = "batch",
+    weights: File | None = None,
+    seed: int,
 ) -> nn.Module:
     """Make torchvision's ResNet (He et al. 2016), with a new head of ``n_outputs``.
 

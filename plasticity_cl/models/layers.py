@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError, unknown_name
 from plasticity_cl.models.nonlinearities import ACTIVATIONS
 
-NORMALIZATIONS: tuple[str, ...] = ("layer", "batch", "rms", "group")
+Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "silu"]
+Normalization = Literal["layer", "batch", "rms", "group"]
+
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 """The kinds of normalisation, by name: see :func:`make_normalization`."""
 
 EPS = 1e-5
@@ -69,6 +74,22 @@ class MapRMSNorm(nn.Module):
 
 
 NORM_CLASSES = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.RMSNorm, MapRMSNorm)
+
+
+def image_shape(network: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of an image.
+
+    Args:
+        network: The name of the network that takes it, for the message.
+        input_shape: Shape of one input.
+
+    Raises:
+        UserError: If it is no image.
+    """
+    if len(input_shape) != 3:
+        raise UserError(f"{network} takes images of shape (channels, height, width), got {tuple(input_shape)}")
+    channels, height, width = input_shape
+    return channels, height, width
 
 
 def make_activation(name: str) -> nn.Module:

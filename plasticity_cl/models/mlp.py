@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from plasticity_cl.models.layers import normalized_activation
+from plasticity_cl.models.layers import Activation, Normalization, normalized_activation
+from plasticity_cl.parts.values import Count, limit
 
 
 class MLP(nn.Module):
@@ -16,9 +17,9 @@ class MLP(nn.Module):
     Args:
         input_shape: Shape of one input, of any number of dimensions.
         n_outputs: Number of outputs.
-        activation: One of ``ACTIVATIONS``.
         width: Units of each hidden layer.
         depth: Number of hidden layers.
+        activation: One of ``ACTIVATIONS``.
         normalization: One of ``NORMALIZATIONS``, put between each hidden layer and its activation, or ``None``.
     """
 
@@ -27,12 +28,14 @@ class MLP(nn.Module):
         input_shape: tuple[int, ...],
         n_outputs: int,
         *,
-        activation: str,
-        width: int,
-        depth: int,
-        normalization: str | None,
+        width: Count = 128,
+        depth: Count = 3,
+        activation: Activation = "relu",
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
+        limit(Count, "width", width)
+        limit(Count, "depth", depth)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise([math.prod(input_shape)] + [width] * depth):
             layers += [nn.Linear(n_in, n_out), *normalized_activation(activation, normalization, n_out)]

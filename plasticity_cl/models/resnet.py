@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.models.layers import make_activation, make_normalization
+from plasticity_cl.models.layers import Activation, Normalization, image_shape, make_activation, make_normalization
+from plasticity_cl.parts.values import Count, limit
 
 N_STAGES = 4
 MIN_SIDE = 2 ** (N_STAGES - 1)
@@ -74,13 +75,15 @@ class ResNet18(nn.Module):
         input_shape: tuple[int, ...],
         n_outputs: int,
         *,
-        activation: str,
-        width: int,
-        depth: int,
-        normalization: str | None,
+        width: Count = 64,
+        depth: Count = 2,
+        activation: Activation = "relu",
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
-        channels, height, side = input_shape
+        limit(Count, "width", width)
+        limit(Count, "depth", depth)
+        channels, height, side = image_shape("resnet18", input_shape)
         if min(height, side) < MIN_SIDE:
             raise UserError(f"resnet18 needs images of at least {MIN_SIDE} x {MIN_SIDE}, got {height} x {side}")
         self.stem = nn.Sequential(*_convolution(channels, width, 3, 1, normalization), make_activation(activation))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.models.layers import normalized_activation
+from plasticity_cl.models.layers import Activation, Normalization, image_shape, normalized_activation
+from plasticity_cl.parts.values import Count, limit
 
 HEAD_WIDTH = 16
 HIDDEN_FACTOR = 4
@@ -112,13 +113,15 @@ class ViT(nn.Module):
         input_shape: tuple[int, ...],
         n_outputs: int,
         *,
-        activation: str,
-        width: int,
-        depth: int,
-        normalization: str | None,
+        width: Count = 64,
+        depth: Count = 4,
+        activation: Activation = "relu",
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
-        channels, height, side = input_shape
+        limit(Count, "width", width)
+        limit(Count, "depth", depth)
+        channels, height, side = image_shape("vit", input_shape)
         if min(height, side) < MIN_SIDE:
             raise UserError(f"vit needs images of at least {MIN_SIDE} x {MIN_SIDE}, got {height} x {side}")
         if width % HEAD_WIDTH:

@@ -35,6 +35,7 @@ from plasticity_cl.report.statistics import (
 )
 from plasticity_cl.report.verdicts import NOT_COUNTED, headline, verdict
 from plasticity_cl.report.wording import SPLITS, diagnostic_in_words, interval, number
+from plasticity_cl.writing import write_atomically
 
 Standings = Mapping[str, Standing]  # by stream
 
@@ -137,15 +138,9 @@ def _beside(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: write beside it, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ class Comparison:
     @property
     def reference(self) -> str:
         """What the common reference is, in words."""
-        twin = f" {TWIN}" if self.spec.get("scenario") == "target-shift" else ""
+        twin = f" {TWIN}" if _part(self.spec.get("scenario")) == "target-shift" else ""
         return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
 
     @property
@@ -249,17 +250,23 @@ def _shared_fields(run: Run) -> frozenset[tuple[str, object]]:
 
 def _title(spec: Mapping[str, Any], all_specs: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
     """Scenario, source and number of experiences, then the fields that tell it from its namesakes."""
-    parts = [f"{spec['scenario']} on {spec['source']}" if "source" in spec else str(spec["scenario"])]
+    scenario, source = _part(spec["scenario"]), _part(spec.get("source"))
+    parts = [f"{scenario} on {source}" if source else scenario]
     # A spec that leaves the length to the scenario does not say it, but a finished run does.
     seen = max((len(run.series("learned", "train")) for run in runs if run.finished), default=0)
     if length := spec.get("n_experiences", seen):
         parts.append(f"{length} experience{'s' * (length != 1)}")
-    namesakes = [s for s in all_specs if s["scenario"] == spec["scenario"] and s.get("source") == spec.get("source")]
+    namesakes = [s for s in all_specs if (_part(s["scenario"]), _part(s.get("source"))) == (scenario, source)]
     fields = dict.fromkeys(field for namesake in namesakes for field in namesake)
     for field in fields:
         if field != "n_experiences" and len({namesake.get(field) for namesake in namesakes}) > 1:
             parts.append(f"{field}={spec.get(field, 'none')}")
     return ", ".join(parts)
+
+
+def _part(text: object) -> str:
+    """The name of a part, without its options."""
+    return re.split("[:=]", str(text or ""), maxsplit=1)[0]
 
 
 def _read_run(path: Path, directory: Path) -> Run:

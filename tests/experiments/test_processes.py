@@ -206,6 +206,7 @@ def test_nor_while_it_is_still_importing(tmp_path, number):
     assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_interrupts_at_any_moment_end_everything(tmp_path):
     """Ten moments, from the first line of the script on."""
     for i in range(10):

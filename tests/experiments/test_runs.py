@@ -22,7 +22,7 @@ from torch import nn
 import plasticity_cl
 from plasticity_cl.cli import main
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.build import build_scenario, build_strategy, seed_experience
+from plasticity_cl.experiments.build import open_recipe
 from plasticity_cl.experiments.compare import compare, plan, problems, run_all
 from plasticity_cl.experiments.directory import (
     check_out,
@@ -32,9 +32,21 @@ from plasticity_cl.experiments.directory import (
     run_directory,
     write_status,
 )
-from plasticity_cl.experiments.fresh import _key
+from plasticity_cl.experiments.fresh import cache_key
+from plasticity_cl.experiments.moved import MOVED, new_spelling
 from plasticity_cl.experiments.run import run
-from plasticity_cl.experiments.spec import CompareSpec, Machine, RunSpec, baseline_spec, check, fresh_spec, read_toml
+from plasticity_cl.experiments.spec import (
+    FORMAT,
+    CompareSpec,
+    Machine,
+    RunSpec,
+    baseline_spec,
+    check,
+    fresh_spec,
+    of_fresh_network,
+)
+from plasticity_cl.experiments.spec_file import read_toml
+from plasticity_cl.scenarios.catalogue import SCENARIOS as CATALOGUE
 
 SMALL = {"n_experiences": 3, "n_samples": 96, "epochs": 2, "width": 16}
 
@@ -48,7 +60,18 @@ def rows(directory):
 
 
 def spec(**fields):
-    return check(RunSpec(**(SMALL | fields)))
+    """A small run; options of scenario, model and optimizer by their names alone."""
+    return small_spec(**(SMALL | fields))
+
+
+def small_spec(**fields):
+    texts = new_spelling(fields, fields)
+    return check(RunSpec(**{name: value for name, value in fields.items() if name not in MOVED} | texts))
+
+
+def saved(s):
+    """A spec as it stands in a run directory."""
+    return {"format": FORMAT, **dataclasses.asdict(s)}
 
 
 def do(out, *specs, jobs=1):
@@ -94,7 +117,7 @@ def test_chance_is_the_score_of_the_best_constant_prediction(tmp_path, fields):
     s = spec(**fields)
     do(tmp_path, s)
     values = rows(run_directory(tmp_path, s))
-    for stream, experiences in build_scenario(s, Machine()).streams.items():
+    for stream, experiences in open_recipe(s).scenario.streams.items():
         for k, experience in enumerate(experiences):
             targets = [experience.dataset[i][1].item() for i in range(len(experience.dataset))]
             if fields["scenario"] == "target-shift":
@@ -110,12 +133,15 @@ def test_the_status_says_what_the_scores_are_and_whether_forgetting_counts(tmp_p
         s = spec(**fields, n_experiences=1, diagnostics="none")
         do(tmp_path / str(len(said)), s)
         status = json.loads((run_directory(tmp_path / str(len(said)), s) / "status.json").read_text())
-        said[s.scenario, s.score] = status["score"], status["forgetting_counts"]
+        said[CATALOGUE.read(s.scenario).name, s.score or "by the targets"] = (
+            status["score"],
+            status["forgetting_counts"],
+        )
     assert said == {
-        ("label-reset", "accuracy"): ("accuracy", False),
-        ("class-incremental", "accuracy"): ("accuracy", True),
-        ("noisy-start", "accuracy"): ("accuracy", False),
-        ("target-shift", "bounded-r2"): ("bounded R2", False),
+        ("label-reset", "by the targets"): ("accuracy", False),
+        ("class-incremental", "by the targets"): ("accuracy", True),
+        ("noisy-start", "by the targets"): ("accuracy", False),
+        ("target-shift", "by the targets"): ("bounded R2", False),
         ("target-shift", "r2"): ("R2", False),
     }
 
@@ -165,8 +191,8 @@ def test_the_score_of_a_regression_is_that_of_its_predictions(tmp_path, score, o
     s = spec(scenario="target-shift", score=score, epochs=20)
     do(tmp_path, s)
     saved = torch.load(run_directory(tmp_path, s) / "snapshot.pt", weights_only=True)
-    scenario = build_scenario(s, Machine())
-    network = build_strategy(s, scenario, EvaluationPlugin()).model
+    recipe = open_recipe(s)
+    scenario, network = recipe.scenario, recipe.strategy(EvaluationPlugin()).model
     network.load_state_dict(saved["model"])
     x, y = scenario.train_stream[2].samples.batch(torch.arange(96))
     with torch.no_grad():
@@ -185,6 +211,7 @@ def test_the_same_spec_gives_the_same_bytes_alone_or_in_processes(tmp_path, stra
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_processes_give_the_bytes_of_one_process(tmp_path):
     specs = [spec(strategy=name, seed=seed) for name in ("finetune", "l2") for seed in (0, 1)]
     one, many = do(tmp_path / "one", *specs, jobs=1), do(tmp_path / "many", *specs, jobs=2)
@@ -198,10 +225,10 @@ def test_a_run_is_a_plain_loop_over_avalanche(tmp_path):
     s = spec(strategy="layernorm+l2")
     do(tmp_path, s)
     values = rows(run_directory(tmp_path, s))
-    scenario = build_scenario(s, Machine())
-    cl = build_strategy(s, scenario, EvaluationPlugin())
-    for k, experience in enumerate(scenario.train_stream):
-        seed_experience(s, k)
+    recipe = open_recipe(s)
+    cl = recipe.strategy(EvaluationPlugin())
+    for k, experience in enumerate(recipe.scenario.train_stream):
+        recipe.seed_experience(k)
         cl.train(experience, eval_streams=[])
         score = Accuracy()
         with torch.no_grad():
@@ -210,6 +237,7 @@ def test_a_run_is_a_plain_loop_over_avalanche(tmp_path):
         assert values["learned", "train", "", k] == pytest.approx(score.result(), abs=2**-31)
 
 
+@pytest.mark.slow
 def test_fresh_networks_are_shared_only_where_that_is_true(tmp_path):
     specs = [spec(strategy=name) for name in ("finetune", "ewc=100", "replay=50", "layernorm")]
     do(tmp_path, *specs)
@@ -221,28 +249,25 @@ def test_fresh_networks_are_shared_only_where_that_is_true(tmp_path):
     assert rows(run_directory(tmp_path / "alone", alone))["plasticity_loss", "train", "", 0] == 0
 
 
-def test_fresh_references_are_read_from_the_cache_and_made_anew_when_broken(tmp_path):
+def test_fresh_references_are_read_from_the_cache(tmp_path):
     s = spec()
     do(tmp_path, s)
     before = rows(run_directory(tmp_path, s))
     cached = sorted((tmp_path / "fresh").glob("*.json"))
     record = json.loads(cached[0].read_text())
-    record["scores"]["train"] = 0.25
+    true, record["scores"]["train"] = record["scores"]["train"], 0.25
     cached[0].write_text(json.dumps(record))
-    cached[1].write_text("{ half a fi")
     run(s, tmp_path / "again", tmp_path / "fresh")
     after = rows(tmp_path / "again")
     assert after["learned", "train", "", 0] == before["learned", "train", "", 0]
-    k = record["experience"]
-    true = 3 * before["fresh", "train", "", 0] - 3 * after["fresh", "train", "", 0] + 0.25
-    assert json.loads(cached[1].read_text())["scores"].keys() == {"train", "test"}
-    assert 0 <= true <= 1, f"only the score of experience {k} was changed"
+    found = 3 * before["fresh", "train", "", 0] - 3 * after["fresh", "train", "", 0] + 0.25
+    assert found == pytest.approx(true), "only the score of one experience was changed"
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda record: record["spec"].update(lr=0.5),
+        lambda record: record["spec"].update(epochs=50),
         lambda record: record["spec"].update(strategy="l2=0.001"),
         lambda record: record["spec"].update(of_a_later_version=True),
         lambda record: record.update(experience=record["experience"] + 1),
@@ -253,21 +278,28 @@ def test_fresh_references_are_read_from_the_cache_and_made_anew_when_broken(tmp_
         lambda record: record["scores"].pop("test"),
         lambda record: record.update(scores=[0.25, 0.25]),
         lambda record: record.update(spec=None),
+        lambda record: record.update(format=1),
+        lambda record: record.pop("format"),
+        None,
     ],
 )
-def test_a_cached_score_that_is_not_of_this_network_is_not_read(tmp_path, damage):
+def test_a_cached_score_that_is_not_of_this_network_is_refused_and_kept(tmp_path, damage):
     s = spec(diagnostics="none", n_experiences=1)
     do(tmp_path, s)
     (cached,) = (tmp_path / "fresh").glob("*.json")
-    true = cached.read_text()
-    record = json.loads(true)
+    record = json.loads(cached.read_text())
     record["scores"]["train"] = 0.25
-    damage(record)
-    cached.write_text(json.dumps(record))
+    if damage is not None:
+        damage(record)
+    cached.write_text(json.dumps(record) if damage is not None else "{ half a fi")
+    before = cached.read_bytes()
+    with pytest.raises(UserError, match="is no fresh reference of this run, or a damaged one: move it away"):
+        run(s, tmp_path / "again", tmp_path / "fresh")
+    assert cached.read_bytes() == before
+    cached.unlink()
     run(s, tmp_path / "again", tmp_path / "fresh")
-    assert cached.read_text() == true
-    again, before = tmp_path / "again", run_directory(tmp_path, s)
-    assert (again / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
+    again, first = tmp_path / "again", run_directory(tmp_path, s)
+    assert (again / "metrics.csv").read_bytes() == (first / "metrics.csv").read_bytes()
 
 
 def test_a_field_that_was_added_later_leaves_cached_fresh_networks_as_they_are(tmp_path):
@@ -275,7 +307,7 @@ def test_a_field_that_was_added_later_leaves_cached_fresh_networks_as_they_are(t
     do(tmp_path, s)
     (cached,) = (tmp_path / "fresh").glob("*.json")
     record = json.loads(cached.read_text())
-    del record["spec"]["min_size"], record["spec"]["optimizer"]
+    del record["spec"]["threads"], record["spec"]["optimizer"]
     record["scores"]["train"] = 0.25
     cached.write_text(json.dumps(record))
     run(s, tmp_path / "again", tmp_path / "fresh")
@@ -285,15 +317,19 @@ def test_a_field_that_was_added_later_leaves_cached_fresh_networks_as_they_are(t
 def test_the_name_in_the_cache_depends_on_what_a_fresh_network_depends_on(tmp_path):
     s = spec(strategy="finetune")
     same = [{"threshold": 0.5}, {"n_fresh": 2}, {"diagnostics": "none"}, {"baseline": "l2"}, {"strategy": "ewc=3"}]
-    other = [{"lr": 0.1}, {"seed": 1}, {"epochs": 3}, {"width": 8}, {"strategy": "l2"}, {"optimizer": "sgd"}]
-    other += [{"fraction": 0.5}, {"n_samples": 64}, {"activation": "gelu"}, {"threads": 2}, {"n_experiences": 2}]
+    other = [{"optimizer": "adam=0.1"}, {"seed": 1}, {"epochs": 3}, {"strategy": "l2"}, {"optimizer": "sgd"}]
+    other += [{"threads": 2}, {"strategy": "l2@epochs=3"}, {"model": "mlp:width=8"}, {"source": "synthetic"}]
+    other += [{"scenario": f"label-reset:{option}"} for option in ("fraction=0.5", "n_samples=64", "n_experiences=2")]
+
+    def key(s, k):
+        return cache_key(of_fresh_network(s), k)
 
     def name(fields):
-        return _key(fresh_spec(check(dataclasses.replace(s, **fields))), 1)
+        return key(fresh_spec(check(dataclasses.replace(s, **fields))), 1)
 
     assert {name(fields) for fields in same} == {name({})}
     assert len({name(fields) for fields in ({}, *other)}) == 1 + len(other)
-    assert _key(s, 0) != _key(s, 1)
+    assert key(s, 0) != key(s, 1)
 
 
 def test_each_fresh_network_is_trained_once_whoever_waits_for_it(tmp_path, monkeypatch):
@@ -301,9 +337,11 @@ def test_each_fresh_network_is_trained_once_whoever_waits_for_it(tmp_path, monke
 
     trained, train = [], module._train_fresh
 
-    def counted(s, scenario, k):
-        trained.append((s.strategy, s.schedule, s.seed, k))
-        return train(s, scenario, k)
+    def counted(recipe, k):
+        given = recipe.given
+        schedule = CATALOGUE.read(given["scenario"]).options.get("schedule")
+        trained.append((given["strategy"], schedule, given["seed"], k))
+        return train(recipe, k)
 
     monkeypatch.setattr(module, "_train_fresh", counted)
     fields = {"scenario": "target-shift", "diagnostics": "none"}
@@ -364,9 +402,11 @@ FOREIGN = {
     "of version 0.1.0": lambda d, s: write_run(d, s, version=None),
     "of version 0.1.0, unfinished": lambda d, s: write_run(d, s, version=None, state="running"),
     "of another version": lambda d, s: write_run(d, s, version="9.9.9"),
-    "with a field less": lambda d, s: write_run(d, {k: v for k, v in s.items() if k != "lr"}),
+    "with a field less": lambda d, s: write_run(d, {k: v for k, v in s.items() if k != "epochs"}),
     "with a field more": lambda d, s: write_run(d, s | {"momentum": 0.9}),
-    "with another value": lambda d, s: write_run(d, s | {"lr": 0.5}),
+    "with another value": lambda d, s: write_run(d, s | {"optimizer": "adam=0.5"}),
+    "of version 0.2.0": lambda d, s: write_run(d, {k: v for k, v in s.items() if k != "format"}, version="0.2.0"),
+    "of a later format": lambda d, s: write_run(d, s | {"format": 3}),
     "that is no JSON": lambda d, s: write_run(d, s) or (d / "spec.json").write_text("{"),
     "that is a list": lambda d, s: write_run(d, s) or (d / "spec.json").write_text("[]"),
     "without a spec": lambda d, s: write_run(d, s) or (d / "spec.json").unlink(),
@@ -387,7 +427,7 @@ def write_run(directory, saved, version=plasticity_cl.__version__, state="done")
 def test_a_run_directory_that_is_not_understood_is_refused_and_never_touched(tmp_path, kind):
     s = spec()
     directory = run_directory(tmp_path, s)
-    FOREIGN[kind](directory, dataclasses.asdict(s))
+    FOREIGN[kind](directory, saved(s))
     before = files(tmp_path)
     for refused in (
         lambda: run(s, directory, tmp_path.parent / "fresh"),
@@ -404,7 +444,7 @@ def test_a_run_directory_that_is_not_understood_is_refused_and_never_touched(tmp
 
 def test_a_finished_run_is_not_run_over(tmp_path):
     s = spec()
-    write_run(tmp_path / "run", dataclasses.asdict(s))
+    write_run(tmp_path / "run", saved(s))
     with pytest.raises(UserError, match="holds a finished run"):
         run(s, tmp_path / "run", tmp_path / "fresh")
     assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
@@ -413,7 +453,7 @@ def test_a_finished_run_is_not_run_over(tmp_path):
 def test_a_directory_that_another_command_works_in_is_left_alone(tmp_path):
     s, other = (spec(strategy=name, n_experiences=1, diagnostics="none") for name in ("finetune", "l2"))
     directory = run_directory(tmp_path, s)
-    write_run(directory, dataclasses.asdict(s), state="running")
+    write_run(directory, saved(s), state="running")
     before = files(directory)
     with locked(directory):
         states = do(tmp_path, s, other)
@@ -425,7 +465,7 @@ def test_a_directory_that_another_command_works_in_is_left_alone(tmp_path):
 
 def test_results_under_another_spelling_are_refused_and_not_made_anew_beside(tmp_path):
     s = spec(strategy="ewc=1e9")
-    old = dataclasses.asdict(s) | {"strategy": "ewc=1000000000"}
+    old = saved(s) | {"strategy": "ewc=1000000000"}
     write_run(tmp_path / old["strategy"] / "seed0", old, version=None)
     before = files(tmp_path)
     with pytest.raises(UserError, match="holds results of an earlier version"):
@@ -465,18 +505,26 @@ class NothingIsAsItSeems(nn.Module):
 def test_outputs_that_become_nan_under_a_finite_loss_mark_the_run(tmp_path, monkeypatch):
     import plasticity_cl.experiments.build as module
 
-    network = module._network
-    monkeypatch.setattr(module, "_network", lambda *of: NothingIsAsItSeems(network(*of)))
+    network = module.make_model
+    monkeypatch.setattr(module, "make_model", lambda *of, **more: NothingIsAsItSeems(network(*of, **more)))
     s = spec(diagnostics="none")
     assert do(tmp_path, s) == {run_directory(tmp_path, s): "diverged"}
     assert "outputs became nan" in problems(do(tmp_path, s))[0]
 
 
 def test_diverged_runs_end_a_command_with_1_and_a_line_a_strategy(tmp_path, capsys):
-    arguments = ["compare", "--n-experiences", "2", "--n-samples", "64", "--epochs", "1", "--width", "8"]
+    arguments = [
+        "compare",
+        "--scenario",
+        "label-reset:n_experiences=2,n_samples=64",
+        "--epochs",
+        "1",
+        "--model",
+        "mlp=8",
+    ]
     arguments += [
-        "--lr",
-        "1e10",
+        "--optimizer",
+        "adam=1e10",
         "--strategies",
         "finetune",
         "l2",
@@ -515,10 +563,10 @@ def test_an_error_in_training_is_written_down_in_a_line_and_stops_no_other_run(t
 
     true_train = module._train
 
-    def broken(s, *rest):
-        if s.strategy.startswith("l2"):
+    def broken(recipe, *rest):
+        if recipe.given["strategy"].startswith("l2"):
             raise error
-        return true_train(s, *rest)
+        return true_train(recipe, *rest)
 
     monkeypatch.setattr(module, "_train", broken)
     specs = [spec(strategy=name, n_experiences=1, diagnostics="none") for name in ("l2", "finetune")]
@@ -528,13 +576,14 @@ def test_an_error_in_training_is_written_down_in_a_line_and_stops_no_other_run(t
     failed = run_directory(tmp_path, specs[0])
     assert "in broken" in (failed / "error.txt").read_text()
     assert json.loads((failed / "status.json").read_text())["message"] == said
-    assert json.loads((failed / "spec.json").read_text()) == dataclasses.asdict(specs[0])
+    assert json.loads((failed / "spec.json").read_text()) == saved(specs[0])
     assert problems(states) == [f"{failed} failed: {said}; see {failed / 'error.txt'}"]
     monkeypatch.undo()
     assert list(do(tmp_path, *specs).values()) == ["done", "done"], "a failed run is done again"
     assert not (failed / "error.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_sample_fails_what_has_batch_norm_and_says_what_to_do(tmp_path):
     specs = [
         spec(strategy=name, seed=seed, n_samples=97, n_experiences=1, diagnostics="none")
@@ -562,9 +611,11 @@ def test_a_mistake_that_concerns_all_is_said_once(tmp_path):
     assert not list(tmp_path.rglob("spec.json"))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_is_continued(tmp_path):
     arguments = ["compare", "--out", str(tmp_path / "out"), "--strategies", "finetune", "l2", "--seeds", "0", "1"]
-    arguments += ["--n-samples", "96", "--epochs", "20", "--n-experiences", "30", "--width", "16", "--jobs", "1"]
+    arguments += ["--scenario", "label-reset:n_experiences=30,n_samples=96", "--epochs", "20", "--model", "mlp=16"]
+    arguments += ["--jobs", "1"]
     command = [sys.executable, "-m", "plasticity_cl", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     done = tmp_path / "out" / "finetune" / "seed0" / "status.json"
@@ -582,6 +633,7 @@ def test_a_killed_comparison_is_continued(tmp_path):
     assert states == ["done"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "stdin"])
 def test_a_comparison_in_a_plain_script_survives_a_killed_worker_with_the_same_bytes(tmp_path, given):
     """No main guard, and one of the workers is killed as soon as there are two."""
@@ -590,7 +642,8 @@ def test_a_comparison_in_a_plain_script_survives_a_killed_worker_with_the_same_b
         "from plasticity_cl.experiments.compare import compare\n"
         "from plasticity_cl.experiments.spec import CompareSpec, Machine\n"
         "print('begun', flush=True)\n"
-        f"fields = {SMALL | {'epochs': 40, 'diagnostics': 'none'}}\n"
+        "fields = {'scenario': 'label-reset:n_experiences=3,n_samples=96', 'model': 'mlp:width=16', 'epochs': 40}\n"
+        "fields['diagnostics'] = 'none'\n"
         "spec = CompareSpec(strategies=('finetune', 'l2'), seeds=(0,), **fields)\n"
         f"print(sorted(compare(spec.runs(), Path({str(tmp_path / 'many')!r}), Machine(jobs=2)).values()))\n"
     )
@@ -672,6 +725,7 @@ def test_only_what_is_refused_in_the_run_directory_is_an_error_of_writing(tmp_pa
         assert caught.value is error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     """The size of files is limited, which refuses to write as a full disk does: without a name."""
     script = (
@@ -680,7 +734,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
         "import plasticity_cl.experiments.run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        f"sys.exit(main(['run', '--n-samples', '96', '--n-experiences', '1', '--epochs', '1', '--jobs', '1', '--out', "
+        "stream = 'label-reset:n_experiences=1,n_samples=96'\n"
+        f"sys.exit(main(['run', '--scenario', stream, '--epochs', '1', '--jobs', '1', '--out', "
         f"{str(tmp_path / 'out')!r}]))\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -695,8 +750,8 @@ def test_snapshots_load_safely_and_are_the_final_network(tmp_path):
     s = spec(strategy="layernorm")
     do(tmp_path, s)
     saved = torch.load(run_directory(tmp_path, s) / "snapshot.pt", weights_only=True)
-    scenario = build_scenario(s, Machine())
-    cl = build_strategy(s, scenario, EvaluationPlugin())
+    recipe = open_recipe(s)
+    scenario, cl = recipe.scenario, recipe.strategy(EvaluationPlugin())
     cl.eval(scenario.train_stream[:1])
     cl.model.load_state_dict(saved["model"])
     x, y = scenario.train_stream[2].samples.batch(torch.arange(96))
@@ -708,11 +763,9 @@ def test_snapshots_load_safely_and_are_the_final_network(tmp_path):
 def test_a_toml_file_is_the_same_spec(tmp_path):
     path = tmp_path / "experiment.toml"
     path.write_text(
-        'scenario = "target-shift"\nstrategies = ["finetune", "l2=1e-4"]\nseeds = [3]\nlr = 1\ntarget_mean = 5'
+        'scenario = "target-shift:mean=5"\nstrategies = ["finetune", "l2=1e-4"]\nseeds = [3]\nthreshold = 1'
     )
-    wanted = CompareSpec(
-        scenario="target-shift", strategies=("finetune", "l2=1e-4"), seeds=(3,), lr=1.0, target_mean=5.0
-    )
+    wanted = CompareSpec(scenario="target-shift:mean=5", strategies=("finetune", "l2=1e-4"), seeds=(3,), threshold=1.0)
     assert read_toml(path, CompareSpec) == wanted
     assert [(s.strategy, s.seed) for s in wanted.runs()] == [("finetune", 3), ("l2=0.0001", 3)]
 
@@ -722,7 +775,15 @@ def test_a_toml_file_is_the_same_spec(tmp_path):
     [
         ("epoch = 3", "unknown key 'epoch'; did you mean epochs"),
         ("epochs = 3.5", "epochs must be an integer, not 3.5"),
-        ('n_samples = "all"', "n_samples must be an integer, not 'all'"),
+        ('batch_size = "all"', "batch_size must be an integer, not 'all'"),
+        ("n_samples = 100", "write scenario = 'label-reset:n_samples=100'"),
+        (
+            'scenario = {name = "target-shift", men = 1}',
+            "unknown option of scenario target-shift 'men'; did you mean mean",
+        ),
+        ("scenario = {mean = 1}", "a scenario given as a table needs a name"),
+        ("scenario = 3", "scenario must be a string or a table, not 3"),
+        ('strategies = [{name = "l3"}]', "unknown strategy 'l3'; did you mean l2"),
         ("epochs = true", "epochs must be an integer, not True"),
         ("seeds = 3", "seeds must be a list of integers, not 3"),
         ("scenario = label-reset", "is not a TOML file"),
@@ -746,12 +807,13 @@ def test_a_missing_toml_file_is_named(tmp_path):
         ({"scenario": "label-rest"}, "unknown scenario 'label-rest'; did you mean label-reset"),
         ({"strategy": "layernrom"}, "unknown strategy 'layernrom'; did you mean layernorm"),
         ({"optimizer": "adm"}, "unknown optimizer 'adm'; did you mean adam"),
-        ({"n_experiences": 0}, "n_experiences is 0"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"fraction": 1.5}, "fraction is 1.5"),
-        ({"schedule": "growing"}, "label-reset has no option schedule"),
-        ({"lr": 0.0}, "lr is 0.0"),
-        ({"lr": float("nan")}, "lr is nan"),
+        ({"scenario": "label-reset:n_experiences=0"}, "n_experiences is 0: it must be a whole number of 1 or more"),
+        ({"scenario": "label-reset:fraction=1.5"}, "fraction is 1.5: it must be above 0 and at most 1"),
+        ({"scenario": "label-reset:schedule=growing"}, "unknown option of scenario label-reset 'schedule'"),
+        ({"optimizer": "adam=nan"}, "lr is nan: it must be a finite number"),
+        ({"strategy": "l2@epochs=0"}, "epochs of a strategy is 0: it must be a whole number of 1 or more"),
+        ({"strategy": "l2@lr=1"}, "unknown setting in strategy 'l2@lr=1': 'lr'"),
         ({"score": "acuracy"}, "unknown score 'acuracy'; did you mean accuracy"),
         ({"score": "r2"}, "score r2 does not suit label-reset: choose accuracy"),
         ({"score": "accuracy", "scenario": "target-shift"}, "does not suit target-shift: choose bounded-r2 or r2"),

@@ -405,6 +405,7 @@ def train_first(kind, network, optimizer, plugins, options, metrics=()):
     return cl, after
 
 
+@pytest.mark.slow
 @settings(max_examples=240)
 @given(scripts())
 @pytest.mark.filterwarnings("ignore")

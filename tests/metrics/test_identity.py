@@ -84,6 +84,7 @@ def protocols(draw):
     return draw(st.lists(st.one_of(train, evaluate), min_size=1, max_size=14))
 
 
+@pytest.mark.slow
 @settings(max_examples=120)
 @given(protocols())
 @pytest.mark.filterwarnings("ignore:SeparationMetric")

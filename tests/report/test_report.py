@@ -462,6 +462,7 @@ def test_a_failed_report_leaves_the_old_one_whole(tmp_path: Path) -> None:
     assert sorted(p for p in tmp_path.rglob("*") if "b" not in p.relative_to(tmp_path).parts) == files
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_report(tmp_path: Path) -> None:
     write_run(tmp_path / "a", spec_of("finetune", 0), rows_of([0.5], [0.25], [0.75]))
     report = write_report(tmp_path)

@@ -29,15 +29,15 @@ from torch import nn
 from wilds_writer import write_iwildcam, write_metadata
 
 from plasticity_cl.errors import UserError
-from plasticity_cl.experiments.build import build_scenario
+from plasticity_cl.experiments.build import open_recipe
 from plasticity_cl.experiments.compare import compare
 from plasticity_cl.experiments.directory import run_directory
 from plasticity_cl.experiments.spec import Machine, RunSpec, check
 from plasticity_cl.report import write_report
 from plasticity_cl.scenarios import IWildCam
-from plasticity_cl.scenarios.camera_traps import write_camera_traps
-from plasticity_cl.scenarios.wilds_groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
-from plasticity_cl.scenarios.wilds_images import ImageFiles, UnreadableImageError, open_cache
+from plasticity_cl.scenarios.iwildcam.camera_traps import write_camera_traps
+from plasticity_cl.scenarios.iwildcam.groups import Rows, by_cluster, by_location, by_time, cut, leave_out_small
+from plasticity_cl.scenarios.iwildcam.images import ImageFiles, UnreadableImageError, open_cache
 from plasticity_cl.strategies import Finetune
 
 FOLDER = "iwildcam_v2.0"
@@ -592,7 +592,7 @@ def test_synthetic_camera_traps_are_in_the_published_format(traps, published, tm
         write_camera_traps(tmp_path / FOLDER / "metadata.csv")
 
 
-SPEC = RunSpec(scenario="iwildcam", source="camera-traps", size=16, epochs=1, model="cnn", width=4, diagnostics="none")
+SPEC = RunSpec(scenario="iwildcam:size=16", source="camera-traps", epochs=1, model="cnn:width=4", diagnostics="none")
 
 
 def test_a_run_on_camera_traps_separates_plasticity_from_forgetting(traps, tmp_path):
@@ -600,7 +600,7 @@ def test_a_run_on_camera_traps_separates_plasticity_from_forgetting(traps, tmp_p
     directory = run_directory(tmp_path, spec)
     assert compare([spec], tmp_path, machine) == {directory: "done"}
     rows = list(csv.DictReader((directory / "metrics.csv").open()))
-    length = len(build_scenario(spec, machine).train_stream)
+    length = len(open_recipe(spec, machine).scenario.train_stream)
     assert 2 <= length <= 8
     for stream in ("train", "test"):
         for metric in ("plasticity_loss", "forgetting", "total"):
@@ -619,17 +619,17 @@ def test_a_run_on_camera_traps_separates_plasticity_from_forgetting(traps, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "digits"}, "iwildcam is not made of digits: its sources are wilds and camera-traps"),
-        ({"n_samples": 5}, "iwildcam has no option n_samples"),
-        ({"fraction": 0.5}, "iwildcam has no option fraction"),
-        ({"weights": "w.pth"}, "weights are for imagenet-resnet18"),
-        ({"model": "imagenet-resnet18", "width": 8}, "has a width, a depth and an activation of its own"),
-        ({"scenario": "label-reset", "source": "digits", "by": "time"}, "label-reset has no option by"),
+        ({"source": "digits"}, "iwildcam is not made of digits: its sources are wilds, camera-traps"),
+        ({"scenario": "iwildcam:n_samples=5"}, "unknown option of scenario iwildcam 'n_samples'"),
+        ({"scenario": "iwildcam:min_test_size=5"}, "unknown option of scenario iwildcam 'min_test_size'"),
+        ({"model": "cnn:weights=w.pth"}, "unknown option of network cnn 'weights'"),
+        ({"model": "imagenet-resnet18:width=8"}, "unknown option of network imagenet-resnet18 'width'"),
+        ({"scenario": "label-reset:by=time", "source": "digits"}, "unknown option of scenario label-reset 'by'"),
     ],
 )
 def test_specs_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        check(dataclasses.replace(SPEC, **({"size": None} | changes)))
+        check(dataclasses.replace(SPEC, **changes))
 
 
 def test_the_script_explains_what_is_missing(tmp_path, monkeypatch, capsys):

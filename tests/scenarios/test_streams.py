@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plasticity_cl import scenarios
 from plasticity_cl.errors import UserError
+from plasticity_cl.parts.signature import load
 from plasticity_cl.scenarios import (
     ClassIncremental,
     InputPermutation,
@@ -28,6 +28,9 @@ from plasticity_cl.scenarios.target_shift import target_means
 from plasticity_cl.seeding import generator
 
 DIGITS = load_source("digits")
+
+
+IN_MEMORY = [name for name in SCENARIOS if SCENARIOS.signature(name).takes == {"Source"}]
 
 
 def tiny(n=60, n_classes=6, test=24, seed=0, uint8=False):
@@ -157,9 +160,7 @@ def test_permutations_invert(seed, k):
     st.integers(0, 2**31),
 )
 def test_target_mean_and_standard_deviation_are_what_was_asked_for(targets, mean, std, seed):
-    scenario = TargetShift(
-        tiny(), 3, schedule=[0.0, mean, -mean], target_std=std, targets=targets, n_samples=None, seed=seed
-    )
+    scenario = TargetShift(tiny(), 3, schedule=[0.0, mean, -mean], std=std, targets=targets, n_samples=None, seed=seed)
     for expected, experience in zip([0.0, mean, -mean], scenario.train_stream, strict=True):
         y = content(experience)[1].double()
         assert y.shape == (60, 1)
@@ -186,10 +187,10 @@ def test_named_schedules():
 def test_the_twin_of_a_target_shift_has_the_same_images_and_the_same_targets_but_for_the_mean(
     targets, schedule, mean, seed
 ):
-    options = {"schedule": schedule, "target_mean": mean, "targets": targets, "target_std": 2.0, "n_samples": None}
+    options = {"schedule": schedule, "mean": mean, "targets": targets, "std": 2.0, "n_samples": None}
     shifted, twin = (
         make_scenario("target-shift", tiny(), n_experiences=4, seed=seed, **options | of_twin)
-        for of_twin in ({}, SCENARIOS["target-shift"].twin)
+        for of_twin in ({}, SCENARIOS.facts("target-shift")["twin"])
     )
     means = target_means(schedule, 4, mean, seed)
     for stream in ("train", "test"):
@@ -203,9 +204,9 @@ def test_the_twin_of_a_target_shift_has_the_same_images_and_the_same_targets_but
 
 def test_sine_targets_are_sines_of_a_high_frequency():
     # Over a source of many samples, sin of a wild phase has mean 0, variance 1/2 and an arcsine distribution.
-    y = content(
-        TargetShift(DIGITS, 1, schedule="constant", target_mean=0.0, targets="sine", n_samples=1000).train_stream[0]
-    )[1]
+    y = content(TargetShift(DIGITS, 1, schedule="constant", mean=0.0, targets="sine", n_samples=1000).train_stream[0])[
+        1
+    ]
     assert float((y.abs() > 1.0).float().mean()) == pytest.approx(0.5, abs=0.05)
     assert float(y.abs().max()) < 1.5
 
@@ -289,9 +290,7 @@ def test_five_hundred_experiences_of_sixty_thousand_samples_cost_next_to_nothing
 
 
 def test_forgetting_counts_unless_an_image_gets_another_target_later():
-    for name, entry in SCENARIOS.items():
-        if entry.sources:
-            continue
+    for name in IN_MEMORY:
         scenario = make_scenario(name, DIGITS, n_experiences=4, n_samples=100)
         targets = {}
         for experience in scenario.train_stream:
@@ -301,33 +300,34 @@ def test_forgetting_counts_unless_an_image_gets_another_target_later():
 
 
 def test_the_catalogue_says_what_is_true_of_each_scenario():
-    for name, entry in SCENARIOS.items():
-        if entry.sources:
-            continue
-        function = getattr(scenarios, entry.function)
-        parameters = inspect.signature(function).parameters
-        assert parameters["n_experiences"].default == entry.n_experiences
-        assert set(parameters) - {"source", "n_experiences", "n_samples", "seed"} == set(entry.options)
+    for name in IN_MEMORY:
+        options, facts = SCENARIOS.options(name), SCENARIOS.facts(name)
+        parameters = inspect.signature(load(SCENARIOS.entry(name).path)).parameters
+        assert set(parameters) - {"source", "seed"} == set(options)
+        assert all(parameters[option].default == argument.default for option, argument in options.items())
         scenario = make_scenario(name, DIGITS)
         assert scenario.name == name
-        assert scenario.exchangeable == entry.exchangeable
-        assert (scenario.task == "regression") == entry.regression
-        assert set(entry.twin) <= set(entry.options)
-        assert len(scenario.train_stream) == entry.n_experiences
+        assert scenario.exchangeable == facts.get("exchangeable", False)
+        assert scenario.task == facts.get("task", "classification")
+        assert set(facts.get("twin", ())) <= set(options)
+        assert len(scenario.train_stream) == options["n_experiences"].default
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: make_scenario("label-rest", DIGITS), "unknown scenario 'label-rest'; did you mean label-reset"),
-        (lambda: make_scenario("label-reset", DIGITS, schedule="growing"), "label-reset has no option schedule"),
+        (
+            lambda: make_scenario("label-reset", DIGITS, schedule="growing"),
+            "unknown option of scenario label-reset 'schedule'",
+        ),
         (lambda: LabelReset(DIGITS, 0), "n_experiences is 0"),
         (lambda: LabelReset(DIGITS, fraction=1.5), "fraction is 1.5"),
         (lambda: LabelReset(DIGITS, n_samples=5000), "digits has 1437 training samples"),
         (lambda: ClassIncremental(DIGITS, 11), "digits has 10 classes"),
         (lambda: TargetShift(DIGITS, schedule="alternate"), "did you mean alternating"),
         (lambda: TargetShift(DIGITS, schedule=[1.0]), "lists 1 target means for 8 experiences"),
-        (lambda: TargetShift(DIGITS, target_std=0), "target_std is 0"),
+        (lambda: TargetShift(DIGITS, std=0), "std is 0"),
         (lambda: TargetShift(DIGITS, targets="labels"), "did you mean label"),
         (lambda: NoisyStart(DIGITS, 5, noisy=5), "noisy is 5"),
         (lambda: LabelReset(DIGITS, n_samples=0), "n_samples is 0"),

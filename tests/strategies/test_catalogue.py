@@ -16,7 +16,6 @@ from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.seeding import generator
 from plasticity_cl.strategies import (
     COMPONENTS,
-    Component,
     Finetune,
     L2Plugin,
     LayerNormPlugin,
@@ -29,6 +28,7 @@ from plasticity_cl.strategies import (
     normalise,
     parse,
 )
+from plasticity_cl.strategies.catalogue import acts_on_first_experience
 from plasticity_cl.training import Samples
 
 RANGES = st.tuples(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -39,13 +39,13 @@ def combinations(draw) -> list[str]:
     """The spelt components of a combination that is right, in any order, with and without values."""
     parts, excluded = [], set()
     for name in draw(st.lists(st.sampled_from(sorted(COMPONENTS)), unique=True, min_size=1)):
-        entry = COMPONENTS[name]
-        if name in excluded:
+        path, first = COMPONENTS[name].path, next(iter(COMPONENTS.options(name).values()), None)
+        if path in excluded:
             continue
-        excluded.update(entry.excludes)
-        if entry.parse is None or draw(st.booleans()):
+        excluded.add(path)
+        if first is None or draw(st.booleans()):
             parts.append(name)
-        elif isinstance(entry.default, float):
+        elif first.default is not None:
             value = draw(st.integers(1, 10**6) if name == "replay" else st.floats(0, 1e30))
             parts.append(f"{name}={draw(st.sampled_from(['{!r}', '{:.17e}', '{:.17E}'])).format(value)}")
         else:
@@ -72,12 +72,12 @@ def test_equal_combinations_have_one_canonical_name_that_says_everything(parts, 
 def test_a_spelling_reads_back_as_the_same_number_and_no_other_is_spelt_so(strength, low):
     (l2,) = parse(f"l2={strength!r}")
     assert parse(str(l2)) == (l2,)
-    assert l2.value == strength
+    assert l2.options == {"strength": strength}
     high = math.nextafter(low, math.inf)
     if math.isfinite(high):
         (loss,) = parse(f"hl-gauss={low!r}..{high!r}")
         assert parse(str(loss)) == (loss,)
-        assert loss.value == (low, high)
+        assert loss.options == {"between": (low, high)}
     assert len(str(l2)) <= len(f"l2={strength!r}"), "no longer than Python's own"
     assert not set(str(l2)) & set("+ /\\:")
 
@@ -120,11 +120,11 @@ def test_canonical_spelling(text, canonical):
 
 
 def test_components_are_typed_and_in_canonical_order():
-    assert parse("l2+scale-invariant=-1..1+layernorm") == (
-        Component("layernorm"),
-        Component("scale-invariant", (-1.0, 1.0)),
-        Component("l2", 1e-3),
-    )
+    assert [(chosen.name, chosen.options) for chosen in parse("l2+scale-invariant=-1..1+layernorm")] == [
+        ("layernorm", {}),
+        ("scale-invariant", {"between": (-1.0, 1.0)}),
+        ("l2", {"strength": 1e-3}),
+    ]
     assert parse("finetune") == ()
 
 
@@ -135,8 +135,8 @@ def test_components_are_typed_and_in_canonical_order():
         ("l2+ewv=3", "unknown strategy 'ewv'; did you mean ewc"),
         ("fintune", "did you mean finetune"),
         ("xyz", "known: batchnorm, ewc, finetune"),
-        ("l2=abc", "'l2=abc': it must be a number of 0 or more"),
-        ("l2=-1", "'l2=-1': it must be a number of 0 or more"),
+        ("l2=abc", "bad value in strategy l2: strength is abc: it must be a number of 0 or more"),
+        ("l2=-1", "strength is -1: it must be a number of 0 or more"),
         ("l2=nan", "must be a number of 0 or more"),
         ("l2=1e999", "must be a number of 0 or more"),
         ("l2=", "must be a number of 0 or more"),
@@ -239,7 +239,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_what_acts_on_the_first_experience_is_told_apart_bit_for_bit(name):
-    acts = COMPONENTS[name].acts_on_first_experience
+    acts = acts_on_first_experience(name)
     assert same(weights_after(name, 1), weights_after("finetune", 1)) is not acts
     assert not same(weights_after(name, 3), weights_after("finetune", 3)), "every component does something"
 

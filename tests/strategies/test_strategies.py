@@ -314,7 +314,7 @@ def test_weight_decay_makes_adam_adamw_bit_for_bit_with_each_groups_own_learning
 @pytest.mark.parametrize("plugin", [L2Plugin, WeightDecayPlugin])
 @pytest.mark.parametrize("strength", [-1e-9, float("nan"), float("inf")])
 def test_a_strength_that_is_negative_or_no_number_is_refused(plugin, strength):
-    with pytest.raises(UserError, match="must be 0 or more"):
+    with pytest.raises(UserError, match="must be a number of 0 or more"):
         plugin(strength)
 
 

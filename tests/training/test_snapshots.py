@@ -362,9 +362,9 @@ def test_a_run_on_a_benchmark_of_avalanches_goes_on(plugin):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EWCPlugin(-1.0), "the strength of EWC must be 0 or more, got -1.0"),
-        (lambda: ReplayPlugin(0), "mem_size is 0: the memory of replay must hold 1 sample or more"),
-        (lambda: LwFPlugin(float("nan")), "the weight of distillation must be 0 or more, got nan"),
+        (lambda: EWCPlugin(-1.0), "the strength of EWC is -1.0: it must be a number of 0 or more"),
+        (lambda: ReplayPlugin(0), "mem_size is 0: it must be a whole number of 1 or more"),
+        (lambda: LwFPlugin(float("nan")), "the weight of distillation is nan: it must be a number of 0 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):

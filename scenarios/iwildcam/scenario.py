@@ -20,8 +20,11 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 
 from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.metrics.wilds import WildsMetric
+from plasticity_cl.parts import facts
+from plasticity_cl.parts.values import Count, Whole
 from plasticity_cl.scenarios.files import data_folder
-from plasticity_cl.scenarios.wilds_groups import (
+from plasticity_cl.scenarios.iwildcam.groups import (
     NOWHERE,
     Integers,
     Order,
@@ -32,8 +35,9 @@ from plasticity_cl.scenarios.wilds_groups import (
     leave_out_small,
     rows_of_each,
 )
-from plasticity_cl.scenarios.wilds_images import DecodedImages, ImageFiles, ImageStore, Unreadable
-from plasticity_cl.scenarios.wilds_layout import FOLDER, SPLITS, VERSION, check_present
+from plasticity_cl.scenarios.iwildcam.images import DecodedImages, ImageFiles, ImageStore, Unreadable
+from plasticity_cl.scenarios.iwildcam.layout import FOLDER, SPLITS, VERSION, check_present
+from plasticity_cl.scenarios.iwildcam.sources import CameraTraps
 from plasticity_cl.training import InMemoryExperience
 
 By = Literal["location", "time", "cluster"]
@@ -157,25 +161,30 @@ class WildsScenario(CLScenario):  # type: ignore[misc]
         """Files that cannot be read and are left out, with ``unreadable="skip"``. Asking makes the cache."""
         return self._store.skipped
 
+    def metrics(self) -> list[WildsMetric]:
+        """What a run on this stream reports beside the metrics of every run: the scores of WILDS."""
+        return [WildsMetric({name: self.classes_in(name) for name in ("test", "ood")}, self.n_outputs)]
+
     def classes_in(self, stream: str) -> Tensor:
         """The classes, as outputs, that occur anywhere in a stream; macro averages over it are over these."""
         return torch.from_numpy(np.unique(self.labels[np.concatenate(self.rows[stream])]))
 
 
+@facts(length=243)
 def IWildCam(
-    root: str | Path,
+    source: CameraTraps | str | Path,
     by: By = "location",
     *,
-    n_experiences: int | None = None,
-    n_clusters: int = N_CLUSTERS,
-    min_size: int = 0,
-    min_test_size: int = 0,
+    n_experiences: Count | None = None,
+    n_clusters: Count = N_CLUSTERS,
+    min_size: Whole = 0,
+    min_test_size: Whole = 0,
     order: Order = "time",
     train: str = "train",
     test: str = "id_test",
     ood: str = "test",
     classes: Sequence[str | int] | None = None,
-    size: int | tuple[int, int] = 96,
+    size: Count | tuple[int, int] = 96,
     cache: bool | str | Path = True,
     unreadable: Unreadable = "raise",
     seed: int = 0,
@@ -194,7 +203,7 @@ def IWildCam(
     mean and standard deviation.
 
     Args:
-        root: The folder that holds ``iwildcam_v2.0``; nothing is downloaded.
+        source: The folder that holds ``iwildcam_v2.0``, or a :class:`CameraTraps`; nothing is downloaded.
         by: What makes an experience. ``"location"``: a camera's images, or those of several consecutive cameras if
             ``n_experiences`` is given. ``"time"``: a period, over all cameras; periods have about as many images each
             and no burst of images is in two. ``"cluster"``: cameras that see like animals, clustered by k-means on the
@@ -211,9 +220,9 @@ def IWildCam(
         classes: Names or labels of the classes to keep; the network then has an output for each of them, in the order
             of their labels. All when ``None``.
         size: Height and width in pixels, or one number for both.
-        cache: The folder for caches of images, ``True`` for ``images`` in what ``PLASTICITY_CL_DATA`` names or else in
-            ``~/.cache/plasticity-cl``, ``False`` for no cache. A cache takes 3 * height * width bytes for each image of
-            the data set, 5.6 GB in all at 96 x 96.
+        cache: The folder for caches of images, ``True`` for that of the source, or else ``images`` in what
+            ``PLASTICITY_CL_DATA`` names or else in ``~/.cache/plasticity-cl``, ``False`` for no cache. A cache takes
+            3 * height * width bytes for each image of the data set, 5.6 GB in all at 96 x 96.
         unreadable: ``"raise"`` an error for an image that is missing or broken, or ``"skip"`` and list them, which
             needs a cache.
         seed: Root of the random order and of the clustering.
@@ -234,8 +243,12 @@ def IWildCam(
     if len(height_width) != 2 or min(height_width) < 1:
         raise UserError(f"size is {size}: give a number of pixels of at least 1, or height and width")
 
-    folder = Path(root).expanduser() / FOLDER
-    dataset = load_dataset(Path(root).expanduser())
+    if isinstance(source, CameraTraps):
+        root, own_cache = source.root, source.cache
+    else:
+        root, own_cache = Path(source).expanduser(), data_folder() / "images"
+    folder = root / FOLDER
+    dataset = load_dataset(root)
     rows = _rows(dataset)
     kept, names = _kept_classes(folder, dataset, classes)
     labels = np.full(dataset.n_classes, NOWHERE, dtype=np.int64)
@@ -269,7 +282,8 @@ def IWildCam(
     }
     cluster = None if cluster_of_row is None else np.array([cluster_of_row[e[0]] for e in of_each["train"]])
     files = ImageFiles(folder / "train", dataset._input_array, height_width)
-    store = ImageStore(files, None if cache is False else _cache_folder(cache, folder, height_width), unreadable)
+    where = own_cache if isinstance(cache, bool) else Path(cache).expanduser()
+    store = ImageStore(files, None if cache is False else _cache_folder(where, folder, height_width), unreadable)
     return WildsScenario(
         "iwildcam", of_each, labels, store, dataset=dataset, classes=kept, class_names=names, cluster=cluster
     )
@@ -394,8 +408,7 @@ def _class_names(path: Path, n_classes: int) -> list[str]:
         raise UserError(f"{path} does not give a name for each of the {n_classes} classes: {error!r}") from error
 
 
-def _cache_folder(cache: bool | str | Path, folder: Path, size: tuple[int, int]) -> Path:
+def _cache_folder(parent: Path, folder: Path, size: tuple[int, int]) -> Path:
     """The folder of one cache, named by all that its bytes depend on."""
-    parent = data_folder() / "images" if isinstance(cache, bool) else Path(cache).expanduser()
     digest = hashlib.sha256((folder / "metadata.csv").read_bytes()).hexdigest()[:16]
     return parent / f"{folder.name}-{digest}-{size[0]}x{size[1]}-bilinear"

@@ -26,6 +26,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
 from plasticity_cl.training import Samples
 from plasticity_cl.training.augmentation import CropFlip
+from plasticity_cl.writing import write_atomically
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Per channel, in units of [0, 1]: what networks trained on ImageNet expect."""
@@ -271,12 +272,7 @@ def _read_note(path: Path) -> _Note:
 
 
 def _write_note(path: Path, note: _Note) -> None:
-    partial = path.with_name(f".{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(vars(note), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, json.dumps(vars(note)), durable=True)
 
 
 @contextlib.contextmanager
@@ -289,6 +285,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _make(files: ImageFiles, folder: Path, unreadable: Unreadable, workers: int) -> None:
     images, progress = folder / "images.u8", folder / "progress.json"
+    for left in folder.glob(".progress.json.*"):  # by one that was killed while it wrote; nobody else is at work here
+        left.unlink()
     size = 3 * files.size[0] * files.size[1]
     note = _read_note(progress)
     missing = size * (len(files) - note.done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.scenarios.files import data_folder
 
 VERSION = "2.0"
 FOLDER = f"iwildcam_v{VERSION}"
@@ -22,6 +23,15 @@ ROOT/
     train/<image id>.jpg         all images, of every split, about 12 GB
 """
 """The published layout, for those who have to put it there."""
+
+
+def check_wilds(data_root: str | Path | None, download: bool) -> None:
+    """Check that the published data set is in the data folder; it is never fetched.
+
+    Raises:
+        UserError: If it is not.
+    """
+    check_present(data_folder(data_root))
 
 
 def check_present(root: Path) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.seeding import derive_seed
+from plasticity_cl.writing import replacing
 
 HEIGHT, WIDTH = 96, 128
 _START, _DAYS = datetime(2013, 1, 1), 730
@@ -62,17 +61,6 @@ _SPECIES = (
 _EMPTY = "empty"
 
 
-def camera_trap_folder(source: str, data_root: Path) -> Path:
-    """The folder that holds ``iwildcam_v2.0`` for a source: ``data_root`` for ``"wilds"``, the published data set.
-
-    For ``"camera-traps"`` it is a folder below, where the synthetic data set is written if it is not there yet.
-
-    Raises:
-        UserError: If the synthetic data set cannot be written.
-    """
-    return data_root if source == "wilds" else write_camera_traps(data_root / "camera-traps-v1")
-
-
 def write_camera_traps(
     root: Path,
     seed: int = 0,
@@ -105,15 +93,12 @@ def write_camera_traps(
     folder = root / "iwildcam_v2.0"
     if folder.exists():
         return root
-    partial = root / f".camera-traps.{os.getpid()}"
     try:
-        (partial / "train").mkdir(parents=True)
-        _write(partial, np.random.default_rng(derive_seed(seed, "camera-traps")), locations, sequences)
-        partial.rename(folder)
+        with replacing(folder) as partial:
+            (partial / "train").mkdir(parents=True)
+            _write(partial, np.random.default_rng(derive_seed(seed, "camera-traps")), locations, sequences)
     except OSError as error:
         raise UserError(f"cannot write camera traps to {root}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 
