@@ -38,11 +38,6 @@ class PerStrategy(Generic[State]):
         self.latest = known[1]
         return known[1]
 
-    def replace(self, strategy: Any) -> State:
-        """Forget what is known of ``strategy``, and begin again."""
-        self._states.pop(id(strategy), None)
-        return self.of(strategy)
-
     def alone(self) -> State:
         """What is known of the one strategy that was met, for a state that is saved.
 

@@ -254,6 +254,7 @@ def _zero_grad(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
+# The hooks that Avalanche's template calls at each event; there is no other way to hear of them in its order.
 for _event in (*_STEP_EVENTS, *_OTHER_EVENTS):
     setattr(SupervisedTemplate, f"_{_event}", _caller(_event))
 _STEP_PARTS = ("_unpack_minibatch", "_make_empty_loss", *(f"_{event}" for event in _STEP_EVENTS))

@@ -145,7 +145,23 @@ def test_what_is_known_of_strategies_is_kept_apart_and_keeps_none_alive():
     gc.collect()
     known.of(Owner(known))
     assert len(known._states) == 2
-    assert known.replace(one) == []
+
+
+def test_what_is_loaded_goes_to_the_strategy_that_was_met_or_to_the_first_that_is():
+    known = PerStrategy(list)
+    known.adopt([7])
+    assert known.latest == known.alone() == [7]
+    twin = copy.deepcopy(known)
+    one, two = Owner(None), Owner(None)
+    assert (known.of(one), known.of(two)) == ([7], [])
+    for ask in (known.alone, lambda: known.adopt([])):
+        with pytest.raises(UserError, match="serves several strategies"):
+            ask()
+    assert (twin.of(two), twin.of(one)) == ([7], [])
+    met = PerStrategy(list)
+    met.of(one).append(1)
+    met.adopt([8])
+    assert (met.of(one), met.of(two)) == ([8], [])
 
 
 @pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda owner: pickle.loads(pickle.dumps(owner))])

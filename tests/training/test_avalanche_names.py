@@ -8,9 +8,16 @@ from pathlib import Path
 
 import avalanche
 import pytest
+import torch
+from avalanche.training import EWC, JointTraining, LwF, Naive, Replay
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
+from torch import nn
 
 import plasticity_cl
-from plasticity_cl.training import avalanche_names
+from plasticity_cl.scenarios.stream import InMemoryScenario
+from plasticity_cl.training import Samples, SupervisedTemplate, avalanche_names
+from plasticity_cl.training.learner import Learner, criterion_of, probe_samples, set_criterion
 
 ROOT = Path(plasticity_cl.__file__).parent.parent
 OURS = sorted(
@@ -94,3 +101,48 @@ def test_what_our_subclasses_use_of_their_own_is_theirs(kind):
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and is_self(n.value)}
     overridden = {name for base in kind.__mro__ if base.__module__.startswith("plasticity_cl.") for name in vars(base)}
     assert used & inherited <= TEMPLATE_HOOKS | overridden
+
+
+class Asks(SupervisedPlugin):
+    """Looks for everything that plugins may ask of a learner, at a step of training and of evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def look(self, strategy):
+        assert all(hasattr(strategy, name) for name in LEARNER)
+        loss = criterion_of(strategy)(strategy.mb_output, strategy.mb_y)
+        assert torch.equal(loss, strategy.criterion())
+        samples = probe_samples(strategy, 5)
+        assert samples.inputs.shape == (5, 6)
+        assert samples.targets.shape == samples.task_labels.shape == (5,)
+        self.seen += 1
+
+    def after_forward(self, strategy, **_):
+        self.look(strategy)
+
+    def after_eval_forward(self, strategy, **_):
+        self.look(strategy)
+
+
+LEARNER = (*Learner.__annotations__, "mb_x", "mb_y", "criterion")
+
+
+@pytest.mark.parametrize("kind", [Naive, EWC, Replay, LwF, JointTraining, AvalancheTemplate, SupervisedTemplate])
+def test_any_strategy_is_a_learner(kind):
+    def samples(k):
+        return Samples(torch.randn(12, 6), torch.randint(3, (12,)))
+
+    stream = InMemoryScenario("tiny", 1, samples, samples, input_shape=(6,), n_outputs=3).train_stream
+    model, asks = nn.Linear(6, 3), Asks()
+    more = {EWC: {"ewc_lambda": 1.0}, LwF: {"alpha": 1.0, "temperature": 2.0}}.get(kind, {})
+    options = {"criterion": nn.CrossEntropyLoss(), "train_mb_size": 4, "eval_mb_size": 4, "evaluator": None, **more}
+    strategy = kind(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), plugins=[asks], **options)
+    if kind is not LwF:
+        strategy.train(stream, eval_streams=[])
+    strategy.eval(stream)
+    assert asks.seen == (3 if kind is LwF else 6)
+    replacement = nn.CrossEntropyLoss(label_smoothing=0.1)
+    set_criterion(strategy, replacement)
+    assert criterion_of(strategy) is replacement

@@ -217,6 +217,16 @@ def test_a_regression_whose_last_layer_was_exchanged():
     assert strategy.model[-1].out_features == 21 if isinstance(strategy.model, nn.Sequential) else True
 
 
+@pytest.mark.parametrize("kind", [Finetune, Naive])
+def test_nothing_of_ours_is_kept_in_the_strategy(kind):
+    kept = []
+    for plugins in (list, PLUGINS["all at once"]):
+        strategy, _ = build(kind, plugins, METRICS["separation"] if plugins is not list else list, scenario())
+        go_on(strategy, scenario(), [0, 1])
+        kept.append(set(vars(strategy)))
+    assert kept[0] == kept[1]
+
+
 def test_replayed_images_are_augmented_as_they_would_have_been():
     check(Finetune, lambda: [ReplayPlugin(13)], stream=lambda: scenario(augmentation=CropFlip(1)))
 
@@ -282,9 +292,9 @@ def test_fresh_networks_go_on_with_the_settings_that_the_script_had_changed():
                 strategy, recorder = build(Finetune, plugins, metrics, stream)
                 restore(strategy, stored, stream.train_stream[0])
                 strategy.train_epochs = 3
-            if k == 1:
+            if k in (1, 2):
                 strategy.train_epochs = 3
-                strategy.optimizer.param_groups[0]["lr"] = 0.02
+                strategy.optimizer.param_groups[0]["lr"] = 0.02 * k
             go_on(strategy, stream, [k])
         return recorder.values
 

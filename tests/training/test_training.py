@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from plasticity_cl import metrics
 from plasticity_cl.errors import UserError
 from plasticity_cl.images import to_float
-from plasticity_cl.metrics import KernelMetric, LearningCurveMetric, SeparationMetric
+from plasticity_cl.metrics import ExperienceScore, KernelMetric, LearningCurveMetric, SeparationMetric
 from plasticity_cl.scenarios.stream import InMemoryScenario
 from plasticity_cl.seeding import generator
 from plasticity_cl.training import (
@@ -711,6 +711,20 @@ def test_any_loader_of_device_batches_drives_the_template_as_a_bare_loop(monkeyp
     assert all(map(torch.equal, list(model.parameters()), list(strategy.model.parameters())))
 
 
+def test_an_evaluation_is_driven_by_any_such_loader():
+    class Evaluated(FromReplay):
+        def make_eval_dataloader(self, **_):
+            self.dataloader = Replay(self.experience, 9, 4, seed=12)
+
+    stream = scenario()
+    strategy = make(Evaluated, metrics=[ExperienceScore()])
+    strategy.eval(stream.test_stream[:1])
+    strategy.model.eval()
+    batches = list(Replay(stream.test_stream[0], 9, 4, seed=12))
+    right = sum(int((strategy.model(inputs).argmax(1) == targets).sum()) for inputs, targets, _ in batches)
+    assert strategy.evaluator.metrics[0].result() == right / 36
+
+
 def test_a_loader_that_does_not_say_so_is_left_to_avalanche(monkeypatch):
     no_slow_steps(monkeypatch)
     monkeypatch.setattr(Replay, "batches_on_device", False)
@@ -792,6 +806,23 @@ def test_a_compiler_that_changes_results_or_fails_is_named_once_and_not_used(mon
     assert message in messages[0]
     assert "results stay the same" in messages[0]
     assert strategy._accelerator._compiled is None
+
+
+def test_batches_of_any_loader_are_compiled_where_that_gives_the_same_bits(monkeypatch):
+    monkeypatch.setitem(accelerate._BACKENDS, "cpu", (counting,))
+    torch._dynamo.reset()
+    counting.calls, ends = 0, []
+    for fast in (False, True):
+        model = network(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        strategy = make(FromReplay, model=model, optimizer=optimizer, accelerate=fast)
+        torch.manual_seed(5)
+        for experience in scenario().train_stream:
+            strategy.train(experience, eval_streams=[])
+        ends.append([*strategy.model.state_dict().values(), torch.get_rng_state()])
+    assert all(map(torch.equal, *ends))
+    assert counting.calls >= 2 * 3 * 5
+    assert strategy.optimizer.param_groups[0]["fused"] is True
 
 
 def test_a_fused_step_that_rounds_otherwise_is_not_used(monkeypatch):
