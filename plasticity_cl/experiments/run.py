@@ -20,7 +20,7 @@ from plasticity_cl.experiments.build import build_scenario, build_strategy, seed
 from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import STREAMS, fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
-from plasticity_cl.experiments.rows import RowLogger
+from plasticity_cl.experiments.rows import RowLogger, write_quantities
 from plasticity_cl.experiments.spec import SCORES, Machine, RunSpec, baseline_spec, score_of
 from plasticity_cl.metrics import SeparationMetric, landscape_metrics, mechanism_metrics, plasticity_metrics
 from plasticity_cl.metrics.wilds import WildsMetric
@@ -117,6 +117,7 @@ def run(
             others.append(
                 WildsMetric({name: scenario.classes_in(name) for name in ("test", "ood")}, scenario.n_outputs)
             )
+        write_quantities(directory / "metrics.json", [separation, *others])
         tensorboard = stack.enter_context(_tensorboard(directory / "tensorboard"))
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
         evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)

@@ -7,12 +7,14 @@ import copy
 import functools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.quantity import Quantity
 
 State = TypeVar("State")
 Found = TypeVar("Found")
@@ -30,6 +32,9 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
     :meth:`on_failure` drops what is no longer true, and the hook gives no value. Interrupts and :class:`RefusedError`
     go through. A hook that calls the one of its base class is guarded as a whole.
     """
+
+    quantities: Mapping[str, Quantity] = MappingProxyType({})
+    """What the numbers are that it emits, by name, for the report of a run; nothing needs to be said."""
 
     _is_guarding = False
     _warned_of: frozenset[tuple[Any, ...]] = frozenset()
