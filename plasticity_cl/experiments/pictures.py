@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from PIL.Image import Image
 
-from plasticity_cl.writing import replacing
+from plasticity_cl.writing import write_atomically
 
 
 class PictureLogger(BaseLogger):  # type: ignore[misc]
@@ -32,8 +33,9 @@ class PictureLogger(BaseLogger):  # type: ignore[misc]
             if isinstance(image, Image):
                 self._directory.mkdir(exist_ok=True)
                 name = value.name.rpartition("/")[2]
-                with replacing(self._directory / f"{name}-{value.x_plot:04d}.png") as partial:
-                    image.save(partial, format="PNG")
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write_atomically(self._directory / f"{name}-{value.x_plot:04d}.png", buffer.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a picture that is drawn again takes the place of the one before."""
