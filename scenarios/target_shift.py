@@ -76,7 +76,12 @@ def _exact_product(left: Tensor, right: Tensor) -> Tensor:
     return ((left * 2**20).round().long() @ (right * 2**20).round().long()).double() / 2**40
 
 
-@facts(task="regression", forgetting_counts=False, twin={"schedule": "constant", "mean": 0.0})
+@facts(
+    task="regression",
+    forgetting_counts=False,
+    twin={"schedule": "constant", "mean": 0.0},
+    twin_words="the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network",
+)
 def TargetShift(
     source: Source,
     n_experiences: Count = 8,

@@ -82,6 +82,7 @@ class Opened:
         make_metrics: Makes the metrics beside the separation: the chosen diagnostics, and what the scenario brings.
         threshold: Score that counts as learned.
         threads: CPU threads.
+        twin_words: What the twin is, in words, and what the handicap against it is; empty where there is none.
     """
 
     run: Recipe
@@ -90,6 +91,7 @@ class Opened:
     make_metrics: Callable[[], list[Any]]
     threshold: float
     threads: int
+    twin_words: str
 
 
 def open_run(spec: RunSpec, machine: Machine = Machine()) -> Opened:  # noqa: B008 - immutable
@@ -112,6 +114,9 @@ def open_run(spec: RunSpec, machine: Machine = Machine()) -> Opened:  # noqa: B0
         metrics,
         spec.threshold,
         spec.threads,
+        ""
+        if twin is scenario
+        else str(SCENARIOS.facts(SCENARIOS.read(spec.scenario).name).get("twin_words", "its twin")),
     )
 
 

@@ -109,13 +109,25 @@ def _write_spec(directory: Path, spec: RunSpec) -> None:
     write_atomically(directory / "spec.json", json.dumps(fields, indent=2) + "\n")
 
 
-def write_status(directory: Path, state: str, score: str, message: str = "", *, forgetting_counts: bool = True) -> None:
-    """Say how far the run has come: ``running``, ``done``, ``diverged`` or ``failed``; and how its scores are meant."""
+def write_status(
+    directory: Path, state: str, score: str, message: str = "", *, forgetting_counts: bool = True, twin: str = ""
+) -> None:
+    """Say how far the run has come: ``running``, ``done``, ``diverged`` or ``failed``; and how its scores are meant.
+
+    Args:
+        directory: The run directory.
+        state: How far.
+        score: What is scored, in words.
+        message: Why it diverged or failed.
+        forgetting_counts: Whether what is forgotten is damage.
+        twin: On which stream the networks of the common reference are trained, in words, where it is another one.
+    """
     status = {
         "state": state,
         "message": message,
         "score": score,
         "forgetting_counts": forgetting_counts,
+        "twin": twin,
         "version": plasticity_cl.__version__,
     }
     write_atomically(directory / "status.json", json.dumps(status, indent=2) + "\n")

@@ -100,7 +100,13 @@ def run(
 
 def _run(parts: Opened, directory: Path, fresh: Scores, baseline: Scores, tick: Callable[[], None]) -> str:
     scenario, score = parts.run.scenario, parts.run.score
-    write = partial(write_status, directory, score=SCORES[score], forgetting_counts=scenario.forgetting_counts)
+    write = partial(
+        write_status,
+        directory,
+        score=SCORES[score],
+        forgetting_counts=scenario.forgetting_counts,
+        twin=parts.twin_words,
+    )
     with contextlib.ExitStack() as stack:
         write("running")
         rows = RowLogger(directory / "metrics.csv")

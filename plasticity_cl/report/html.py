@@ -244,7 +244,7 @@ def _section(
             f"<h3>{SPLITS[stream].capitalize()}: {_MEANING[stream]}</h3>",
             _separation_table(comparison, there, look),
             _against_baseline(comparison, there, look),
-            _by_experience(comparison, there, look) if _is_target_shift(comparison) else "",
+            _by_experience(comparison, there, look) if comparison.twin else "",
             figures.get(f"learning-{stream}", ""),
         ]
     for mechanism in comparison.mechanisms:
@@ -252,10 +252,6 @@ def _section(
             parts += [f"<h3>{escape(mechanism)}</h3>", figure]
     parts += [_pictures(comparison), _other_measures(comparison, look), _runs_and_spec(comparison, look), "</section>"]
     return "\n".join(part for part in parts if part)
-
-
-def _is_target_shift(comparison: Comparison) -> bool:
-    return comparison.spec.get("scenario") == "target-shift"
 
 
 def _strategy_verdicts(comparison: Comparison, standings: Standings, look: Mapping[str, Look]) -> str:
@@ -354,7 +350,7 @@ def _against_baseline(comparison: Comparison, there: Standing, look: Mapping[str
 
 
 def _by_experience(comparison: Comparison, there: Standing, look: Mapping[str, Look]) -> str:
-    """Each experience of a target shift against its zero-mean twin: means over the finished seeds."""
+    """Each experience of a stream against that of its twin: means over the finished seeds."""
     finished = {name: [run for run in comparison.strategies[name] if run.finished] for name in there.summaries}
     every = [run for runs in finished.values() for run in runs]
     experiences = sorted(set().union(*(run.series("learned", there.stream) for run in every)))
@@ -365,22 +361,24 @@ def _by_experience(comparison: Comparison, there: Standing, look: Mapping[str, L
 
     if not experiences:
         return ""
-    twin = "zero-mean twin" if any(run.series("baseline", there.stream) for run in every) else ""
-    head = '<th scope="col" rowspan="2">experience</th><th scope="col" rowspan="2">target mean</th>'
-    head += f'<th scope="col" rowspan="2">{twin}</th>' if twin else ""
+    name = comparison.twin_name
+    twin = name.removeprefix("the ") if any(run.series("baseline", there.stream) for run in every) else ""
+    of_targets = any(run.series("target_mean", "probe") for run in every)
+    head = '<th scope="col" rowspan="2">experience</th>'
+    head += '<th scope="col" rowspan="2">target mean</th>' if of_targets else ""
+    head += f'<th scope="col" rowspan="2">{escape(twin)}</th>' if twin else ""
     head += "".join(f'<th scope="colgroup" colspan="2">{_named(name, look)}</th>' for name in finished)
     body = ""
     for k in experiences:
-        cells = mean(every, "target_mean", "probe", k)
+        cells = mean(every, "target_mean", "probe", k) if of_targets else ""
         cells += mean(every, "baseline", there.stream, k) if twin else ""
         for runs in finished.values():
             cells += mean(runs, "fresh", there.stream, k) + mean(runs, "learned", there.stream, k)
         body += f'<tr><th scope="row">{k}</th>{cells}</tr>'
     caption = (
         f"Experience by experience on {SPLITS[there.stream]}, means over seeds: what a fresh baseline network reaches "
-        "on the zero-mean twin (the same targets with mean 0), and what each strategy's fresh networks and the trained "
-        "network reach on the targets as they are. Twin − fresh is what a large mean costs even a fresh network; "
-        "fresh − learned is the plasticity loss."
+        f"on {name}, and what each strategy's fresh networks and the trained network reach on the stream as it is. "
+        "Twin − fresh is the handicap; fresh − learned is the plasticity loss."
     )
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr>'

@@ -82,7 +82,7 @@ targets scores; or R² where that was asked for. Higher is better. For experienc
 <dl class="terms">
 <dt>S<sub>ref</sub>, common reference</dt>
 <dd>The score on k of a fresh network of the baseline strategy (finetune unless another was chosen), trained on k
-alone. It is the same for all strategies. For a target shift it is {TWIN}.</dd>
+alone. It is the same for all strategies. For a target shift it is on {TWIN}.</dd>
 <dt>S<sub>k</sub>, own fresh networks</dt>
 <dd>The score on k of a network that starts anew and is trained on k alone, with the same strategy, data, epochs,
 batch order and optimizer.</dd>

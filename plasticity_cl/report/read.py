@@ -18,7 +18,8 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.quantity import Quantity, from_json
 
 BASELINE = "finetune"
-TWIN = "on the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network"
+TWIN = "the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network"
+"""What target shift was set against before runs said it themselves."""
 OTHER = "Other diagnostics"
 OF_NETWORK = ("probe", "")
 """Streams of what is measured on a network at the end of a training, and not on the data of a stream."""
@@ -40,6 +41,7 @@ class Run:
         values: For each (metric, stream, layer), the value at each experience. Where a resumed run wrote a row twice,
             the later one.
         forgetting_counts: Whether what is forgotten is damage: not where old labels no longer hold.
+        twin: The stream on which the networks of the common reference are trained, in words, where it is another one.
         quantities: What is known of the metrics, by name and in the order of a report.
     """
 
@@ -51,6 +53,7 @@ class Run:
     values: Mapping[tuple[str, str, str], Mapping[int, float]]
     pictures: Mapping[str, Mapping[int, Path]] = dataclasses.field(default_factory=dict)
     forgetting_counts: bool = True
+    twin: str = ""
     quantities: Mapping[str, Quantity] = dataclasses.field(default_factory=dict)
 
     @property
@@ -114,8 +117,20 @@ class Comparison:
     @property
     def reference(self) -> str:
         """What the common reference is, in words."""
-        twin = f" {TWIN}" if _part(self.spec.get("scenario")) == "target-shift" else ""
+        twin = f" on {self.twin}" if self.twin else ""
         return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
+
+    @property
+    def twin(self) -> str:
+        """The stream that the networks of the common reference are trained on, in words; empty where it is the same."""
+        stated = next((run.twin for run in self.runs if run.twin), "")
+        old = "format" not in self.spec and _part(self.spec.get("scenario")) == "target-shift"
+        return stated or (TWIN if old else "")
+
+    @property
+    def twin_name(self) -> str:
+        """The twin's name alone."""
+        return self.twin.partition(",")[0]
 
     @property
     def baseline(self) -> str:
@@ -286,6 +301,7 @@ def _read_run(path: Path, directory: Path) -> Run:
         values=_read_values(path / "metrics.csv", finished=state == "done"),
         pictures=_find_pictures(path / "pictures"),
         forgetting_counts=status.get("forgetting_counts") is not False,
+        twin=str(status.get("twin") or ""),
         quantities=_read_quantities(path / "metrics.json"),
     )
 

@@ -199,10 +199,10 @@ def _ranked(comparison: Comparison, standing: Standing) -> list[str]:
     runs = {name: comparison.strategies[name] for name in names}
     if all(summaries[name].plasticity_loss.n for name in names):
         sentences += _least_lost(rank(runs, "plasticity_loss", standing.stream, False), ranking, summaries)
-    if comparison.spec.get("scenario") == "target-shift":
+    if comparison.twin:
         costs = [f"{name} {number(summaries[name].handicap.mean)}" for name in names if summaries[name].handicapped]
         sentences += (
-            [f"Against the zero-mean twin the target means cost fresh networks: {listed(costs)}."] if costs else []
+            [f"Against {comparison.twin_name} the stream costs fresh networks: {listed(costs)}."] if costs else []
         )
     if comparison.forgetting_counts and all(summaries[name].forgetting.n for name in names):
         sentences += _least_forgotten(rank(runs, "forgetting", standing.stream, False), summaries)

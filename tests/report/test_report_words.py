@@ -311,7 +311,7 @@ def test_the_headline_of_a_target_shift_says_what_the_mean_costs_fresh_networks(
         runs_of("scale-invariant=-10..110", 0.02, 0.0, 0.0, spread=0.01, reference=0.98),
         spec={"scenario": "target-shift"},
     )
-    assert "Against the zero-mean twin the target means cost fresh networks: finetune 0.30." in words
+    assert "Against the zero-mean twin the stream costs fresh networks: finetune 0.30." in words
 
 
 def test_one_strategy_and_none() -> None:
