@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -20,4 +21,4 @@ def lazy_names(package: str, files: Mapping[str, str]) -> tuple[Callable[[str], 
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{files[name]}"), name)
 
-    return get, lambda: sorted(files)
+    return get, lambda: sorted({*files, *vars(sys.modules[package])})
