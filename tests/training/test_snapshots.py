@@ -187,6 +187,7 @@ PLUGINS = {
     "batch norm": lambda: [LayerNormPlugin("batch")],
     "ewc": lambda: [EWCPlugin(10.0)],
     "replay": lambda: [ReplayPlugin(13)],
+    "replay of less than a sample each": lambda: [ReplayPlugin(2)],
     "lwf": lambda: [LwFPlugin(1.0)],
     "all at once": lambda: [
         *(LayerNormPlugin(), L2Plugin(0.1), WeightDecayPlugin(0.1), EWCPlugin(10.0), ReplayPlugin(13), LwFPlugin(1.0)),
@@ -417,11 +418,12 @@ def test_a_memory_of_mini_experiences_is_not_found_again():
 
 
 def test_a_memory_of_replay_needs_its_stream():
-    plugin = ReplayPlugin(4)
-    plugin.load_state_dict({"parts": [{"experience": 7, "rows": torch.arange(4)}]})
-    strategy, _ = build(Finetune, lambda: [plugin], list, scenario())
-    with pytest.raises(UserError, match="go on with the stream that it was trained on"):
-        strategy.train(scenario().train_stream[0], eval_streams=[])
+    for experience, row in ((EXPERIENCES, 0), (0, SIZE)):
+        plugin = ReplayPlugin(4)
+        plugin.load_state_dict({"parts": [{"experience": experience, "rows": torch.arange(row, row + 4)}]})
+        strategy, _ = build(Finetune, lambda plugin=plugin: [plugin], list, scenario())
+        with pytest.raises(UserError, match="has no such samples: go on with the one that it was filled from"):
+            strategy.train(scenario().train_stream[0], eval_streams=[])
 
 
 class Remembers(SupervisedPlugin):
