@@ -22,14 +22,16 @@ def replacing(path: Path) -> Iterator[Path]:
         The path to write at, hidden and of this process alone.
 
     Raises:
-        OSError: What the body or the replacing raises; it names a file, if only ``path``.
+        OSError: What the body or the replacing raises; an error of the operating system names a file, if only
+            ``path``.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # writing to an open file names none
+        if error.errno is not None:  # without a number it is a text alone, which a file name would hide
+            error.filename = error.filename or str(path)  # writing to an open file names none
         raise
     finally:
         with contextlib.suppress(OSError):

@@ -23,8 +23,9 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import FORMAT, RunSpec, completed
 from plasticity_cl.writing import write_atomically
 
-_FILES = ("spec.json", "status.json", "metrics.csv", "snapshot.pt", "error.txt")
-_OURS = (*_FILES, *(f".{name}*" for name in _FILES), "tensorboard/events.out.tfevents.*", "pictures/*.png")
+_FILES = ("spec.json", "status.json", "metrics.csv", "metrics.json", "snapshot.pt", "error.txt")
+_OURS = (*_FILES, *(f".{name}*" for name in _FILES), "tensorboard/events.out.tfevents.*")
+_OURS += ("pictures/*.png", "pictures/.*.png.*")
 """What runs write into their directories, as patterns. Hidden files are those that were being written."""
 _ADVICE = "choose another --out, or move it away"
 _LONGEST_NAME = 200

@@ -87,7 +87,7 @@ def _read(path: Path, given: Mapping[str, Any], k: int) -> dict[str, float] | No
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from PIL.Image import Image
+
+from plasticity_cl.writing import write_atomically
 
 
 class PictureLogger(BaseLogger):  # type: ignore[misc]
@@ -28,4 +33,13 @@ class PictureLogger(BaseLogger):  # type: ignore[misc]
             if isinstance(image, Image):
                 self._directory.mkdir(exist_ok=True)
                 name = value.name.rpartition("/")[2]
-                image.save(self._directory / f"{name}-{value.x_plot:04d}.png")
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write_atomically(self._directory / f"{name}-{value.x_plot:04d}.png", buffer.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a picture that is drawn again takes the place of the one before."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, which says nothing."""

@@ -20,7 +20,7 @@ from plasticity_cl.experiments.build import Opened, Recipe, open_recipe, open_ru
 from plasticity_cl.experiments.directory import disk_errors, start, write_status
 from plasticity_cl.experiments.fresh import STREAMS, fresh_reference
 from plasticity_cl.experiments.pictures import PictureLogger
-from plasticity_cl.experiments.rows import RowLogger
+from plasticity_cl.experiments.rows import RowLogger, write_quantities
 from plasticity_cl.experiments.spec import SCORES, Machine, RunSpec
 from plasticity_cl.metrics import SeparationMetric, plasticity_metrics
 from plasticity_cl.training import InMemoryExperience, SupervisedTemplate
@@ -108,9 +108,11 @@ def _run(parts: Opened, directory: Path, fresh: Scores, baseline: Scores, tick: 
             reference=fresh, baseline=baseline, score=score, threshold=parts.threshold
         )
         assert isinstance(separation, SeparationMetric)
+        others += parts.make_metrics()
+        write_quantities(directory / "metrics.json", [separation, *others])
         tensorboard = stack.enter_context(_tensorboard(directory / "tensorboard"))
         loggers = [rows, tensorboard, PictureLogger(directory / "pictures")]
-        evaluator = EvaluationPlugin(separation, *others, *parts.make_metrics(), loggers=loggers, collect_all=False)
+        evaluator = EvaluationPlugin(separation, *others, loggers=loggers, collect_all=False)
         strategy = parts.run.strategy(evaluator)
         strategy.plugins.insert(0, _StopWhenDiverged())
         state, message = "done", ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from avalanche.evaluation import PluginMetric
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.quantity import Quantity
 from plasticity_cl.training.learner import Learner
 from plasticity_cl.training.per_strategy import PerStrategy
 
@@ -31,6 +33,9 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
     :meth:`on_failure` drops what is no longer true, and the hook gives no value. Interrupts and :class:`RefusedError`
     go through. A hook that calls the one of its base class is guarded as a whole.
     """
+
+    quantities: Mapping[str, Quantity] = MappingProxyType({})
+    """What the numbers are that it emits, by name, for the report of a run; nothing needs to be said."""
 
     _is_guarding = False
     _warned_of: frozenset[tuple[Any, ...]] = frozenset()

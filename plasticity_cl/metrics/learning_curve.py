@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from plasticity_cl.metrics.scores import (
     predictor_for,
     score_for,
 )
+from plasticity_cl.quantity import Quantity
 from plasticity_cl.training import SupervisedTemplate
 from plasticity_cl.training.deferred import Losses, Weights
 from plasticity_cl.training.learner import Learner, criterion_of
@@ -166,6 +167,11 @@ class LearningCurveMetric(GuardedMetric):
     """
 
     takes_only_the_batch = True
+    quantities: Mapping[str, Quantity] = {
+        "area_under_learning_curve": Quantity("area under learning curve", "Plasticity", "down"),
+        "steps_to_threshold": Quantity("steps to threshold", "Plasticity", "up", low=1, unit="updates"),
+        "task_loss": Quantity("task loss", "Scores", "up"),
+    }
 
     def __init__(self, threshold: float = 0.9, *, score: Choice = None) -> None:
         super().__init__()

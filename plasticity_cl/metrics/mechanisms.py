@@ -34,7 +34,17 @@ from plasticity_cl.metrics.look import inner_network, looking
 from plasticity_cl.metrics.pictures import network_picture
 from plasticity_cl.metrics.probe import At, ProbeMetric, ProbeRun
 from plasticity_cl.metrics.scalar import Shown
+from plasticity_cl.quantity import Quantity
 from plasticity_cl.training.learner import Batch, Learner, criterion_of
+
+_UNITS, _NORMS, _TARGETS = (
+    "Mechanism 1: units and preactivations",
+    "Mechanism 2: norms",
+    "Mechanism 3: regression targets",
+)
+_FEATURES, _KERNEL, _LANDSCAPE = "Features", "Tangent kernel", "Curvature and trainability"
+_SHARE: Mapping[str, Any] = {"low": 0, "high": 1, "unit": "share"}
+_SPREADS = "standard deviations at initialisation"
 
 
 class UnitMetric(ProbeMetric):
@@ -50,6 +60,22 @@ class UnitMetric(ProbeMetric):
     """
 
     group = "units"
+    quantities: Mapping[str, Quantity] = {
+        "preactivation_shift": Quantity("preactivation shift", _UNITS, "up", low=0, unit=_SPREADS),
+        "mean_shift": Quantity("mean shift", _UNITS, "up", low=0, unit=_SPREADS),
+        "log_scale_shift": Quantity("log scale shift", _UNITS, "away from 0"),
+        "sign_entropy": Quantity("sign entropy", _UNITS, "down", low=0, high=1, unit="bits"),
+        "sign_entropy_ratio": Quantity("sign entropy ratio", _UNITS, "down", low=0),
+        "dead_units": Quantity("dead units", _UNITS, "up", **_SHARE),
+        "linearised_units": Quantity("linearised units", _UNITS, "up", **_SHARE),
+        "dormant_units": Quantity("dormant units", _UNITS, "up", **_SHARE),
+        "rare_units": Quantity("rare units", _UNITS, "up", **_SHARE),
+        "saturated_units": Quantity("saturated units", _UNITS, "up", **_SHARE),
+        "activation_sparsity": Quantity("activation sparsity", _UNITS, **_SHARE),
+        "preactivation_shift_p95": Quantity("preactivation shift p95", _UNITS, "up", low=0, unit=_SPREADS),
+        "mean_shift_p95": Quantity("mean shift p95", _UNITS, "up", low=0, unit=_SPREADS),
+        "log_scale_shift_p95": Quantity("log scale shift p95", _UNITS, "away from 0"),
+    }
 
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
@@ -87,6 +113,14 @@ class FeatureMetric(ProbeMetric):
     """
 
     group = "features"
+    quantities: Mapping[str, Quantity] = {
+        "effective_rank": Quantity("effective rank", _FEATURES, "down", low=0),
+        "srank": Quantity("srank", _FEATURES, "down", low=0),
+        "stable_rank": Quantity("stable rank", _FEATURES, "down", low=0),
+        "participation_ratio": Quantity("participation ratio", _FEATURES, "down", low=0),
+        "top_singular_share": Quantity("top singular share", _FEATURES, "up", **_SHARE),
+        "feature_norm": Quantity("feature norm", _FEATURES, low=0),
+    }
 
     def __init__(self, size: int = 256, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
@@ -116,6 +150,13 @@ class NormMetric(ProbeMetric):
     """
 
     group = "norms"
+    quantities: Mapping[str, Quantity] = {
+        "parameter_norm": Quantity("parameter norm", _NORMS, "up", low=0),
+        "parameter_norm_ratio": Quantity("parameter norm ratio", _NORMS, "up", low=0),
+        "gradient_norm": Quantity("gradient norm", _NORMS, low=0),
+        "update_ratio": Quantity("update ratio", _NORMS, "down", low=0),
+        "effective_learning_rate": Quantity("effective learning rate", _NORMS, "down", low=0),
+    }
     needs_samples = False
 
     def __init__(self, every: int = 1, at: At = "end") -> None:
@@ -165,6 +206,13 @@ class TargetMetric(ProbeMetric):
     """
 
     group = "targets"
+    quantities: Mapping[str, Quantity] = {
+        "target_mean": Quantity("target mean", _TARGETS, "set by the stream"),
+        "target_std": Quantity("target std", _TARGETS, "set by the stream", low=0),
+        "offset_to_scale": Quantity("offset to scale", _TARGETS, "up", low=0),
+        "output_bias_share": Quantity("output bias share", _TARGETS, **_SHARE),
+        "output_top_direction_share": Quantity("output top direction share", _TARGETS, "up", **_SHARE),
+    }
 
     def __init__(self, size: int = 1024, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
@@ -203,6 +251,17 @@ class KernelMetric(ProbeMetric):
     """
 
     group = "kernel"
+    quantities: Mapping[str, Quantity] = {
+        "ntk_effective_rank": Quantity("ntk effective rank", _KERNEL, "down", low=0),
+        "ntk_srank": Quantity("ntk srank", _KERNEL, "down", low=0),
+        "ntk_participation_ratio": Quantity("ntk participation ratio", _KERNEL, "down", low=0),
+        "ntk_trace_over_top": Quantity("ntk trace over top", _KERNEL, "down", low=0),
+        "ntk_condition_number": Quantity("ntk condition number", _KERNEL, "up", low=1),
+        "gradient_mean_cosine": Quantity("gradient mean cosine", _KERNEL, "near 1", low=-1, high=1),
+        "gradient_diagonal_plus_rank_one": Quantity(
+            "gradient diagonal plus rank one", _KERNEL, "near 1", low=0, high=1
+        ),
+    }
 
     def __init__(self, size: int = 64, every: int = 1, at: At = "end") -> None:
         super().__init__(size, every, at)
@@ -240,6 +299,10 @@ class CurvatureMetric(ProbeMetric):
     """
 
     group = "curvature"
+    quantities: Mapping[str, Quantity] = {
+        "hessian_largest": Quantity("hessian largest", _LANDSCAPE, "up"),
+        "hessian_smallest": Quantity("hessian smallest", _LANDSCAPE),
+    }
 
     def __init__(self, size: int = 256, every: int = 40, at: At = "end") -> None:
         super().__init__(size, every, at)
@@ -269,6 +332,10 @@ class TrainabilityMetric(ProbeMetric):
     """
 
     group = "trainability"
+    quantities: Mapping[str, Quantity] = {
+        "probe_loss": Quantity("probe loss", _LANDSCAPE, "up", low=0),
+        "probe_loss_ratio": Quantity("probe loss ratio", _LANDSCAPE, "up", low=0),
+    }
     looks_at_first = False
 
     def __init__(self, size: int = 64, every: int = 40, at: At = "end") -> None:

@@ -28,6 +28,7 @@ from plasticity_cl.metrics.identity import (
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import Choice
 from plasticity_cl.metrics.separation import Separation, separate
+from plasticity_cl.quantity import Quantity
 from plasticity_cl.training.avalanche_names import joint_experiences
 from plasticity_cl.training.learner import Learner
 
@@ -106,6 +107,7 @@ class SeparationMetric(GuardedMetric):
         ``forgetting/forgetting_so_far/<stream>``: mean of A_ii - A_ij over all experiences i trained on before j, by an
         evaluation that covers all of them; no other evaluation gives a value.
         ``forgetting/forgetting/<stream>``: A_kk - A_Kk of each k, at the end of the stream.
+    What :meth:`result` has beside these, ``final`` (A_Kk) and ``total``, a run writes down at its end.
 
     Args:
         reference: S_k as a mapping from stream name to one score an experience; or a factory of fresh networks, or of
@@ -121,6 +123,20 @@ class SeparationMetric(GuardedMetric):
     """
 
     takes_only_the_batch = True
+    quantities: Mapping[str, Quantity] = {
+        "learned": Quantity("learned", "Scores", "down"),
+        "final": Quantity("final", "Scores", "down"),
+        "fresh": Quantity("fresh", "Scores", "down"),
+        "baseline": Quantity("baseline", "Scores"),
+        "score_before_training": Quantity("score before training", "Scores"),
+        "handicap": Quantity("handicap", "Plasticity", "up"),
+        "plasticity_loss": Quantity("plasticity loss", "Plasticity", "up"),
+        "relative_to_first": Quantity("relative to first", "Plasticity", "down"),
+        "forgetting": Quantity("forgetting", "Forgetting", "up"),
+        "forgetting_of_previous": Quantity("forgetting of previous", "Forgetting", "up"),
+        "forgetting_so_far": Quantity("forgetting so far", "Forgetting", "up"),
+        "total": Quantity("total", "Plasticity and forgetting", "up"),
+    }
 
     def __init__(
         self,

@@ -15,7 +15,10 @@ from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.passage import Passage
 from plasticity_cl.metrics.scalar import Scalar
 from plasticity_cl.metrics.scores import logits_of
+from plasticity_cl.quantity import Quantity
 from plasticity_cl.training.learner import Learner
+
+_SHARE: Mapping[str, Any] = {"low": 0, "high": 1, "unit": "share"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,15 @@ class WildsMetric(GuardedMetric):
     Raises:
         UserError: If a class is none of the outputs, or a stream has no class.
     """
+
+    quantities: Mapping[str, Quantity] = {
+        "accuracy": Quantity("accuracy", "Scores", "down", **_SHARE),
+        "macro_recall": Quantity("macro recall", "Scores", "down", **_SHARE),
+        "macro_f1": Quantity("macro f1", "Scores", "down", **_SHARE),
+        "stream_accuracy": Quantity("stream accuracy", "Scores", "down", **_SHARE),
+        "stream_macro_recall": Quantity("stream macro recall", "Scores", "down", **_SHARE),
+        "stream_macro_f1": Quantity("stream macro f1", "Scores", "down", **_SHARE),
+    }
 
     def __init__(self, classes: Mapping[str, Tensor], n_classes: int) -> None:
         super().__init__()

@@ -224,7 +224,7 @@ def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look], mechani
     Returns:
         The figure, or None where nothing of it was measured.
     """
-    measured = comparison.mechanisms.get(mechanism, {})
+    measured, known = comparison.mechanisms.get(mechanism, {}), comparison.quantities
     found = {metric: layers for metric, layers in measured.items() if not metric.endswith("_p95")}
     if not found:
         return None
@@ -234,8 +234,8 @@ def diagnostics_figure(comparison: Comparison, look: Mapping[str, Look], mechani
         figure, panels = grid(len(found), (3.0, 2.3), f"{comparison.title}: {mechanism}", handles, Margins())
         for panel, (metric, layers) in zip(panels, found.items(), strict=True):
             same = _draw_diagnostic(panel, comparison, metric, layers, look)
-            words = diagnostic_in_words(metric, layers) + (", the same for all" if same else "")
-            _title(panel, drawable(words), worse(metric))
+            words = _cut(diagnostic_in_words(metric, known.get(metric), layers))
+            _title(panel, drawable(words + (", the same for all" if same else "")), worse(known.get(metric)))
         _count_experiences(panels)
         return figure
 
@@ -355,6 +355,11 @@ def _title(panel: Any, title: str, below: str, weight: str = "normal") -> None:
     """Write a panel's title, and in grey a second line below it."""
     panel.set_title(f"{title}\n", loc="left", fontweight=weight, color=INK, linespacing=1.5)
     panel.annotate(below, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=9, color=MUTED)
+
+
+def _cut(words: str, most: int = 48) -> str:
+    """End what is too long for the title of a panel."""
+    return words if len(words) <= most else f"{words[: most - 2]}.."
 
 
 def _subtitle(summary: Summary) -> str:

@@ -21,7 +21,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.report.drawing import Drawing, Look, Shared, cells_for_a_page, looks, pdf, png, svg
 from plasticity_cl.report.figures import diagnostics_figure, learning_figure, parts_figure, separation_figure
 from plasticity_cl.report.page import DEFINITIONS, HEAD
-from plasticity_cl.report.read import Comparison, Run, comparisons, read_bytes, read_runs
+from plasticity_cl.report.read import OF_NETWORK, Comparison, Run, comparisons, read_bytes, read_runs
 from plasticity_cl.report.statistics import (
     FEWEST,
     Estimate,
@@ -34,7 +34,7 @@ from plasticity_cl.report.statistics import (
     standing,
 )
 from plasticity_cl.report.verdicts import NOT_COUNTED, headline, verdict
-from plasticity_cl.report.wording import SPLITS, diagnostic_in_words, interval, number
+from plasticity_cl.report.wording import SPLITS, about, diagnostic_in_words, in_words, interval, number
 from plasticity_cl.writing import write_atomically
 
 Standings = Mapping[str, Standing]  # by stream
@@ -42,6 +42,8 @@ Standings = Mapping[str, Standing]  # by stream
 _MEANING = {"train": "trainability", "test": "generalisation"}
 _SEPARATION = {"learned", "final", "fresh", "plasticity_loss", "forgetting", "total", "baseline", "handicap", "chance"}
 _PICTURE_COLOURS = 64
+_MECHANISM = "mechanism: "
+"""Before the kind of a figure that shows a mechanism, whatever that is called."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,11 @@ def write_report(directory: Path) -> Path:
     for i, (comparison, file_name) in enumerate(zip(compared, file_names, strict=True)):
         standings = {stream: standing(comparison, stream) for stream in comparison.streams}
         figures, for_papers = {}, {}
-        for kind, drawn in _figures(comparison, standings, look).items():
+        kinds = _figures(comparison, standings, look)
+        kinds_in_files = _file_names(kind.removeprefix(_MECHANISM) for kind in kinds)
+        for (kind, drawn), kind_in_file in zip(kinds.items(), kinds_in_files, strict=True):
             if (drawing := drawn.draw()) is None:
                 continue
-            (kind_in_file,) = _file_names([kind])
             content = svg(drawing.figure)
             path = directory / "figures" / f"{file_name}-{kind_in_file}"
             _write(path.with_name(f"{path.name}.svg"), content)
@@ -188,9 +191,10 @@ def _figures(comparison: Comparison, standings: Standings, look: Mapping[str, Lo
             "Learning score and references over experiences, one panel a strategy. In the last experiences: "
             + _numbers({stream: summaries[stream]}, "learned_last", "fresh_last"),
         )
+    known = comparison.quantities
     for mechanism, measured in comparison.mechanisms.items():
-        words = [diagnostic_in_words(metric, layers) for metric, layers in measured.items()]
-        figures[mechanism] = _Drawn(
+        words = [diagnostic_in_words(metric, known.get(metric), layers) for metric, layers in measured.items()]
+        figures[f"{_MECHANISM}{mechanism}"] = _Drawn(
             lambda mechanism=mechanism: diagnostics_figure(comparison, look, mechanism),  # type: ignore[misc]
             f"{mechanism}, at the end of experiences: means over seeds with 95% t intervals, each for its experience "
             "alone. Dots are the seeds at the end.",
@@ -244,8 +248,8 @@ def _section(
             figures.get(f"learning-{stream}", ""),
         ]
     for mechanism in comparison.mechanisms:
-        if mechanism in figures:
-            parts += [f"<h3>{escape(mechanism)}</h3>", figures[mechanism]]
+        if figure := figures.get(f"{_MECHANISM}{mechanism}"):
+            parts += [f"<h3>{escape(mechanism)}</h3>", figure]
     parts += [_pictures(comparison), _other_measures(comparison, look), _runs_and_spec(comparison, look), "</section>"]
     return "\n".join(part for part in parts if part)
 
@@ -391,8 +395,9 @@ def _other_measures(comparison: Comparison, look: Mapping[str, Look]) -> str:
     measured = {
         (metric, stream) for runs in finished.values() for run in runs for metric, stream, at in run.values if not at
     }
-    tables = []
-    for stream in (*SPLITS, ""):
+    known, tables = comparison.quantities, []
+    others = sorted({stream for _, stream in measured} - {*SPLITS, *OF_NETWORK})
+    for stream in (*SPLITS, *others):
         metrics = sorted(metric for metric, of_stream in measured if of_stream == stream and metric not in _SEPARATION)
         if metrics:
             found = {
@@ -407,19 +412,23 @@ def _other_measures(comparison: Comparison, look: Mapping[str, Look]) -> str:
                 ]
                 for name, row in found.items()
             }
-            where = f" on {SPLITS[stream]}" if stream else ""
-            caption = f"Other measures{where}: means over the experiences that have a value, and over seeds. "
-            tables.append(_table(caption + _intervals(family), [_words(metric) for metric in metrics], rows, look))
+            caption = (
+                f"Other measures on {SPLITS.get(stream, stream)}: means over the experiences that have a value, and "
+                f"over seeds. {_intervals(family)}"
+            )
+            heads = [in_words(metric, known.get(metric)) for metric in metrics]
+            tables.append(_table(caption, heads, rows, look, [about(known.get(metric)) for metric in metrics]))
     for mechanism, of_mechanism in comparison.mechanisms.items():
-        heads = [diagnostic_in_words(metric, layers) for metric, layers in of_mechanism.items()]
+        heads = [diagnostic_in_words(metric, known.get(metric), layers) for metric, layers in of_mechanism.items()]
         rows, family = _last_values(finished, list(of_mechanism.items()))
         caption = f"{mechanism}, at the last experience measured: means over seeds. {_intervals(family)}"
-        tables.append(_table(caption, heads, rows, look))
+        tables.append(_table(caption, heads, rows, look, [about(known.get(metric)) for metric in of_mechanism]))
     for metric, layers in comparison.layers.items():
         named = [layer for layer in layers if layer]
         if named:
             rows, family = _last_values(finished, [(metric, (at,)) for at in named])
-            caption = f"{_words(metric).capitalize()} by layer, at the last experience measured: means over seeds. "
+            words = in_words(metric, known.get(metric))
+            caption = f"{words[:1].upper()}{words[1:]} by layer, at the last experience measured: means over seeds. "
             tables.append(_table(caption + _intervals(family), named, rows, look))
     return f"<details><summary>Other measures</summary>{''.join(tables)}</details>" if tables else ""
 
@@ -517,8 +526,18 @@ def _state(run: Run) -> str:
     return f"{run.state_in_words}: {run.message}" if run.message else run.state_in_words
 
 
-def _table(caption: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]], look: Mapping[str, Look]) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("strategy", *heads))
+def _table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    look: Mapping[str, Look],
+    hints: Sequence[str] = (),
+) -> str:
+    """A table with a row a strategy; hints say more of a column to who points at its head."""
+    titles = [f' title="{escape(hint)}"' if hint else "" for hint in hints] or [""] * len(heads)
+    head = '<th scope="col">strategy</th>' + "".join(
+        f'<th scope="col"{title}>{escape(text)}</th>' for text, title in zip(heads, titles, strict=True)
+    )
     body = "".join(
         f'<tr><th scope="row">{_named(name, look)}</th>{"".join(cells)}</tr>' for name, cells in rows.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -14,34 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from plasticity_cl import table
 from plasticity_cl.errors import UserError
+from plasticity_cl.quantity import Quantity, from_json
 
-HEADER = ["metric", "stream", "layer", "experience", "value"]
 BASELINE = "finetune"
 TWIN = "on the zero-mean twin, so that the handicap is what a large target mean costs even a fresh network"
 OTHER = "Other diagnostics"
-MECHANISMS: Mapping[str, tuple[str, ...]] = {
-    "Mechanism 1: units and preactivations": (
-        *("preactivation_shift", "mean_shift", "log_scale_shift", "sign_entropy", "sign_entropy_ratio", "dead_units"),
-        *("linearised_units", "dormant_units", "rare_units", "saturated_units", "activation_sparsity"),
-        *("preactivation_shift_p95", "mean_shift_p95", "log_scale_shift_p95"),
-    ),
-    "Mechanism 2: norms": (
-        *("parameter_norm", "parameter_norm_ratio", "gradient_norm", "update_ratio", "effective_learning_rate"),
-    ),
-    "Mechanism 3: regression targets": (
-        *("target_mean", "target_std", "offset_to_scale", "output_bias_share", "output_top_direction_share"),
-    ),
-    "Features": (
-        *("effective_rank", "srank", "stable_rank", "participation_ratio", "top_singular_share", "feature_norm"),
-    ),
-    "Tangent kernel": (
-        *("ntk_effective_rank", "ntk_srank", "ntk_participation_ratio", "ntk_trace_over_top", "ntk_condition_number"),
-        *("gradient_mean_cosine", "gradient_diagonal_plus_rank_one"),
-    ),
-    "Curvature and trainability": ("hessian_largest", "hessian_smallest", "probe_loss", "probe_loss_ratio"),
-}
-"""Which diagnostics show what, in the order of a report; whatever else was measured comes last, by name."""
+OF_NETWORK = ("probe", "")
+"""Streams of what is measured on a network at the end of a training, and not on the data of a stream."""
 _TOLD_APART_BY = ("strategy", "seed")
 
 
@@ -60,6 +40,7 @@ class Run:
         values: For each (metric, stream, layer), the value at each experience. Where a resumed run wrote a row twice,
             the later one.
         forgetting_counts: Whether what is forgotten is damage: not where old labels no longer hold.
+        quantities: What is known of the metrics, by name and in the order of a report.
     """
 
     path: Path
@@ -70,6 +51,7 @@ class Run:
     values: Mapping[tuple[str, str, str], Mapping[int, float]]
     pictures: Mapping[str, Mapping[int, Path]] = dataclasses.field(default_factory=dict)
     forgetting_counts: bool = True
+    quantities: Mapping[str, Quantity] = dataclasses.field(default_factory=dict)
 
     @property
     def strategy(self) -> str:
@@ -97,7 +79,7 @@ class Run:
 
     def diagnostic(self, metric: str, layers: Sequence[str]) -> Mapping[int, float]:
         """A diagnostic's mean over layers at each experience."""
-        series = [self.series(metric, "probe", layer) for layer in layers]
+        series = [self.series(metric, "probe", layer) or self.series(metric, "", layer) for layer in layers]
         experiences = sorted(set().union(*series))
         with np.errstate(over="ignore", invalid="ignore"):
             return {k: float(np.mean([of_layer[k] for of_layer in series if k in of_layer])) for k in experiences}
@@ -146,24 +128,35 @@ class Comparison:
         return tuple(s for s in ("train", "test") if any(run.series("learned", s) for run in self.runs))
 
     @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What is known of the metrics: of each, what the first run says that knows it."""
+        found: dict[str, Quantity] = {}
+        for run in self.runs:
+            for metric, quantity in run.quantities.items():
+                found.setdefault(metric, quantity)
+        return found
+
+    @property
     def mechanisms(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """For each mechanism its diagnostics, with the layers that stand for each: a total, or else all layers."""
-        layers = self.layers
-        known = {metric for metrics in MECHANISMS.values() for metric in metrics}
-        others = tuple(sorted(set(layers) - known))
-        found = {
-            title: {m: ("",) if "" in layers[m] else layers[m] for m in metrics if m in layers}
-            for title, metrics in {**MECHANISMS, OTHER: others}.items()
-        }
-        return {title: metrics for title, metrics in found.items() if metrics}
+        """For each mechanism its diagnostics, with the layers that stand for each: a total, or else all layers.
+
+        The numbered mechanisms come first, then the others as the runs have them, and last what has no mechanism.
+        """
+        layers, known = self.layers, self.quantities
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for metric in (*known, *sorted(set(layers) - set(known))):
+            if metric in layers:
+                title = (known[metric].mechanism if metric in known else "") or OTHER
+                found.setdefault(title, {})[metric] = ("",) if "" in layers[metric] else layers[metric]
+        return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """For each diagnostic the layers it was measured on, in alphabetical order; the total is the empty name."""
+        """For each diagnostic of a network the layers it was measured on, in order; the total is the empty name."""
         layers: dict[str, set[str]] = {}
         for run in self.runs:
             for metric, stream, layer in run.values:
-                if stream == "probe":
+                if stream in OF_NETWORK:
                     layers.setdefault(metric, set()).add(layer)
         return {metric: tuple(sorted(of_metric)) for metric, of_metric in layers.items()}
 
@@ -227,6 +220,11 @@ def strategy_order(strategy: str) -> tuple[bool, int, str]:
     return strategy != BASELINE, strategy.count("+"), strategy
 
 
+def _place(mechanism: str) -> tuple[int, str]:
+    numbered = mechanism.startswith("Mechanism ")
+    return (0, mechanism) if numbered else (1 + (mechanism == OTHER), "")
+
+
 def _run_directories(directory: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -288,6 +286,7 @@ def _read_run(path: Path, directory: Path) -> Run:
         values=_read_values(path / "metrics.csv", finished=state == "done"),
         pictures=_find_pictures(path / "pictures"),
         forgetting_counts=status.get("forgetting_counts") is not False,
+        quantities=_read_quantities(path / "metrics.json"),
     )
 
 
@@ -322,32 +321,25 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_values(path: Path, finished: bool) -> dict[tuple[str, str, str], dict[int, float]]:
+def _read_values(path: Path, finished: bool) -> table.Values:
     if not finished and not path.exists():
         return {}
     content = read_bytes(path)
     if not finished:
-        # A run that was killed may have left half a line. Even where that half can be read it is not to be trusted:
-        # 0.1 may be the beginning of 0.1875.
-        content = content[: content.rfind(b"\n") + 1]
+        content = table.whole_lines(content)
         if not content:
             return {}
-    values: dict[tuple[str, str, str], dict[int, float]] = {}
     try:
-        rows = csv.reader(content.decode().splitlines(), strict=True)
-        header = next(rows, [])
-        if header != HEADER:
-            raise ValueError(f"its header is {','.join(header)!r}, not {','.join(HEADER)!r}")
-        for row in rows:
-            if len(row) != len(HEADER):
-                raise ValueError(f"line {rows.line_num} has {len(row)} fields, not {len(HEADER)}")
-            metric, stream, layer, experience, value = row
-            try:
-                if not 0 <= int(experience) < 2**31:
-                    raise ValueError(f"experience {experience} is out of range")
-                values.setdefault((metric, stream, layer), {})[int(experience)] = float(value)
-            except ValueError as error:
-                raise ValueError(f"line {rows.line_num}: {error}") from error
-    except (ValueError, csv.Error) as error:
+        return table.read(content)
+    except ValueError as error:
         raise UserError(f"{path} is broken: {error}") from error
-    return values
+
+
+def _read_quantities(path: Path) -> dict[str, Quantity]:
+    """What a run says of its numbers; nothing where it was made before runs did."""
+    if not path.exists():
+        return {}
+    try:
+        return from_json(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is broken: {error}") from error

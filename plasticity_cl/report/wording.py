@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from plasticity_cl.quantity import Quantity, Worse
 from plasticity_cl.report.statistics import Estimate
 
 SPLITS = {"train": "training data", "test": "test data", "ood": "data out of distribution"}
@@ -47,34 +48,43 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-_UP, _DOWN, _AWAY = "↑ worse", "↓ worse", "away from 0: worse"
-WORSE: Mapping[str, str] = {
-    **dict.fromkeys(("dead_units", "linearised_units", "dormant_units", "rare_units", "saturated_units"), _UP),
-    **dict.fromkeys(("preactivation_shift", "mean_shift", "preactivation_shift_p95", "mean_shift_p95"), _UP),
-    **dict.fromkeys(("sign_entropy", "sign_entropy_ratio", "effective_learning_rate", "update_ratio"), _DOWN),
-    **dict.fromkeys(("log_scale_shift", "log_scale_shift_p95"), _AWAY),
-    **dict.fromkeys(("parameter_norm", "parameter_norm_ratio", "top_singular_share"), _UP),
-    **dict.fromkeys(("output_top_direction_share", "offset_to_scale"), _UP),
-    **dict.fromkeys(("effective_rank", "srank", "stable_rank", "participation_ratio"), _DOWN),
-    **dict.fromkeys(("ntk_effective_rank", "ntk_srank", "ntk_participation_ratio", "ntk_trace_over_top"), _DOWN),
-    **dict.fromkeys(("ntk_condition_number", "hessian_largest", "probe_loss", "probe_loss_ratio"), _UP),
-    **dict.fromkeys(("gradient_mean_cosine", "gradient_diagonal_plus_rank_one"), "near 1: worse"),
-    **dict.fromkeys(("target_mean", "target_std"), "set by the stream"),
+_WORSE: Mapping[Worse, str] = {
+    "up": "↑ worse",
+    "down": "↓ worse",
+    "away from 0": "away from 0: worse",
+    "near 1": "near 1: worse",
+    "set by the stream": "set by the stream",
+    "neither": "not good or bad in itself",
 }
-"""Which way a diagnostic shows wear; the others are neither good nor bad in themselves (docs/diagnostics.md)."""
 
 
-def worse(metric: str) -> str:
-    """Say which way a diagnostic is bad."""
-    return WORSE.get(metric, "not good or bad in itself")
+def worse(quantity: Quantity | None) -> str:
+    """Say which way a quantity is bad; nothing of one that nobody described."""
+    return "" if quantity is None else _WORSE[quantity.worse]
 
 
-def diagnostic_in_words(metric: str, layers: Sequence[str]) -> str:
+def in_words(metric: str, quantity: Quantity | None) -> str:
+    """Name a quantity by what is said of it, or else by its name."""
+    return metric.replace("_", " ") if quantity is None else quantity.words
+
+
+def diagnostic_in_words(metric: str, quantity: Quantity | None, layers: Sequence[str]) -> str:
     """Name a diagnostic and the layers that it is taken over."""
-    words = metric.replace("_", " ")
+    words = in_words(metric, quantity)
     if len(layers) > 1:
         return f"{words} (mean over layers)"
     return f"{words} ({layers[0]})" if layers[0] else words
+
+
+def about(quantity: Quantity | None) -> str:
+    """Say in one line what else is known of a quantity, such as ``share, from 0 to 1; ↑ worse``."""
+    if quantity is None:
+        return ""
+    low, high = (None if bound is None else f"{bound:g}" for bound in (quantity.low, quantity.high))
+    bounds = (
+        f"from {low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
+    )
+    return "; ".join(part for part in (", ".join(filter(None, (quantity.unit, bounds))), worse(quantity)) if part)
 
 
 def plain(text: str) -> str:

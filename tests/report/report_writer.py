@@ -9,9 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from plasticity_cl.metrics import landscape_metrics, mechanism_metrics, plasticity_metrics
+from plasticity_cl.quantity import Quantity, quantities_of, to_json
 from plasticity_cl.report.read import Comparison, Run
 
 Series = Sequence[float]
+OURS = quantities_of([*plasticity_metrics(), *mechanism_metrics(), *landscape_metrics()])
+"""What a run with all our metrics says of them."""
 
 
 def spec_of(strategy: str, seed: int, **fields: Any) -> dict[str, Any]:
@@ -53,9 +57,16 @@ def probe_rows(metric: str, series: Series, layer: str = "") -> list[str]:
 
 
 def write_run(
-    path: Path, spec: Mapping[str, Any], rows: Sequence[str], status: Mapping[str, Any] | None = None
+    path: Path,
+    spec: Mapping[str, Any],
+    rows: Sequence[str],
+    status: Mapping[str, Any] | None = None,
+    quantities: Mapping[str, Quantity] | None = OURS,
 ) -> Path:
+    """Write a run directory; without ``quantities`` as version 0.2.0 wrote it."""
     path.mkdir(parents=True)
+    if quantities is not None:
+        (path / "metrics.json").write_text(to_json(quantities))
     (path / "spec.json").write_text(json.dumps(spec))
     (path / "metrics.csv").write_text("\n".join(["metric,stream,layer,experience,value", *rows, ""]))
     (path / "status.json").write_text(json.dumps(status or {"state": "done", "message": "", "score": "accuracy"}))
@@ -67,6 +78,7 @@ def in_memory(strategy: str, seed: int, rows: Sequence[str], state: str = "done"
     for row in rows:
         metric, stream, layer, k, value = row.split(",")
         values.setdefault((metric, stream, layer), {})[int(k)] = float(value)
+    fields = {"quantities": OURS, **fields}
     return Run(Path(f"{strategy}-{seed}"), spec_of(strategy, seed), state, "accuracy", "", values, **fields)
 
 

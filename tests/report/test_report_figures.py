@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from report_writer import LEARNED, compared, in_memory, mean, probe_rows, rows_of, write_results
+from report_writer import LEARNED, OURS, compared, in_memory, mean, probe_rows, rows_of, write_results
 
 from plasticity_cl.report import read_runs
 from plasticity_cl.report.drawing import DARK, Drawing, Shared, cells_for_a_page, looks, pdf, png, svg
 from plasticity_cl.report.figures import diagnostics_figure, learning_figure, parts_figure, separation_figure
 from plasticity_cl.report.read import Comparison, Run, comparisons
 from plasticity_cl.report.statistics import Standing, standing, summarise
-from plasticity_cl.report.wording import WORSE, worse
+from plasticity_cl.report.wording import worse
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,8 @@ def test_every_panel_says_which_way_is_bad(comparison: Comparison) -> None:
         "effective rank (mean over layers)": ["↓ worse"],
         "target mean": ["set by the stream"],
     }
-    assert worse("activation_sparsity") == "not good or bad in itself"
+    assert worse(OURS["activation_sparsity"]) == "not good or bad in itself"
+    assert worse(None) == "", "of what nobody described it is not known"
 
 
 def test_the_diagnostics_page_agrees_on_which_way_is_bad() -> None:
@@ -183,9 +184,10 @@ def test_the_diagnostics_page_agrees_on_which_way_is_bad() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.replace("\\|", "¦").splitlines()]
     readings = {row[0].strip("`"): row[-1] for row in rows if row[0].startswith("`") and len(row) in (3, 4)}
     agreed = []
-    for metric, way in WORSE.items():
+    for metric, quantity in OURS.items():
+        way = worse(quantity)
         reading = readings.get(metric.removesuffix("_p95").removeprefix("ntk_"), "")
-        if reading.startswith(("rises", "falls")):
+        if quantity.worse != "neither" and reading.startswith(("rises", "falls")):
             assert {"rises": "↑", "falls": "↓"}[reading[:5]] == way[0], metric
             agreed.append(metric)
     assert len(agreed) >= 15
