@@ -13,8 +13,8 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor
 
 from plasticity_cl.errors import UserError
+from plasticity_cl.metrics.identity import number_of, whole_stream
 from plasticity_cl.parts.values import Count, limit
-from plasticity_cl.training.avalanche_names import stream_of
 from plasticity_cl.training.learner import Learner
 
 
@@ -83,8 +83,8 @@ class _Memory(ExemplarsBuffer):  # type: ignore[misc]
         """Make room, and keep samples of the experience: those with the largest of uniform random numbers."""
         sizes = self._sizes(len(self.parts) + 1)
         rows = torch.rand(len(exp.dataset)).sort(descending=True).indices
-        alone = stream_of(exp) is None or isinstance(exp, OnlineCLExperience)
-        self.parts.append(_Part(-1 if alone else int(exp.current_experience), rows, exp.dataset))
+        alone = whole_stream(exp) is None or isinstance(exp, OnlineCLExperience)
+        self.parts.append(_Part(-1 if alone else number_of(exp), rows, exp.dataset))
         self._cut(sizes)
 
     def resize(self, strategy: Any, new_size: int) -> None:
@@ -98,17 +98,18 @@ class _Memory(ExemplarsBuffer):  # type: ignore[misc]
         Raises:
             UserError: If there is no such stream.
         """
-        stream = stream_of(experience)
-        benchmark = getattr(stream, "benchmark", None)
-        whole = stream if benchmark is None else benchmark.streams.get(stream.name, stream)
+        whole = whole_stream(experience)
         for part in self.parts:
             if part.dataset is None:
-                if whole is None or not 0 <= part.number < len(whole):
+                is_there = whole is not None and 0 <= part.number < len(whole)
+                found = whole[part.number].dataset if is_there else ()
+                if not is_there or bool((part.rows >= len(found)).any()):
                     raise UserError(
-                        "the memory of replay that was loaded names samples by experience and row, and this one's "
-                        "stream does not give them: go on with the stream that it was trained on, in whole experiences"
+                        "the memory of replay that was loaded names samples by experience and row, and the stream that "
+                        "is trained on has no such samples: go on with the one that it was filled from, in whole "
+                        "experiences"
                     )
-                part.dataset = whole[part.number].dataset
+                part.dataset = found
 
     def _sizes(self, n_parts: int) -> list[int]:
         each, rest = divmod(self.max_size, n_parts) if n_parts else (0, 0)

@@ -17,6 +17,7 @@ __all__ = [
     "stream_of",
     "streams_of_benchmark",
     "whole_experience",
+    "whole_stream",
 ]
 
 
@@ -55,9 +56,14 @@ def stream_name(experience: Any) -> str:
     return str(stream.name) if stream is not None else "stream"
 
 
-def stream_length(experience: Any) -> int | None:
-    """Experiences in the stream that the (whole) experience's is, or is a slice of; ``None`` if it can't tell."""
+def whole_stream(experience: Any) -> Any:
+    """The stream that the (whole) experience's is, or is a slice of; ``None`` if there is none."""
     stream = stream_of(experience)
     benchmark = getattr(stream, "benchmark", None)
-    whole = stream if benchmark is None else benchmark.streams.get(stream.name)
+    return stream if benchmark is None else benchmark.streams.get(stream.name)
+
+
+def stream_length(experience: Any) -> int | None:
+    """Experiences in the stream that the (whole) experience's is, or is a slice of; ``None`` if it can't tell."""
+    whole = whole_stream(experience)
     return len(whole) if hasattr(whole, "__len__") else None

@@ -23,7 +23,10 @@ class DeviceLoader(Protocol):
     """``True`` in a class that keeps this protocol."""
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        """Batches, each a list of inputs ``[b, ...]`` and targets ``[b]`` or ``[b, ...]``, with whatever may follow."""
+        """Batches, each a list of inputs ``[b, ...]`` and targets ``[b]`` or ``[b, ...]``.
+
+        Whatever follows is for plugins; where the experience has task labels, the last is those of the batch.
+        """
         ...
 
     def __len__(self) -> int:

@@ -58,7 +58,8 @@ def snapshot_of(strategy: AvalancheTemplate) -> dict[str, Any]:
     """All that a strategy would have to know to go on: network, optimizer, plugins, metrics, loggers, random numbers.
 
     Take it between two experiences, after the evaluations that follow on the first: what is in the middle of something
-    is not in it. Save it with ``torch.save`` and read it with ``torch.load(..., weights_only=True)``.
+    is not in it, nor are the values that Avalanche's evaluator has collected. Save it with ``torch.save`` and read it
+    with ``torch.load(..., weights_only=True)``.
 
     Args:
         strategy: Any strategy of Avalanche's or of ours.

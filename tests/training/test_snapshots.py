@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks import benchmark_from_datasets, split_online_stream, with_task_labels
 from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import BaseLogger, TextLogger
@@ -187,6 +187,7 @@ PLUGINS = {
     "batch norm": lambda: [LayerNormPlugin("batch")],
     "ewc": lambda: [EWCPlugin(10.0)],
     "replay": lambda: [ReplayPlugin(13)],
+    "replay of less than a sample each": lambda: [ReplayPlugin(2)],
     "lwf": lambda: [LwFPlugin(1.0)],
     "all at once": lambda: [
         *(LayerNormPlugin(), L2Plugin(0.1), WeightDecayPlugin(0.1), EWCPlugin(10.0), ReplayPlugin(13), LwFPlugin(1.0)),
@@ -373,15 +374,56 @@ def test_values_out_of_range_are_refused(make, message):
     assert str(caught.value) == message
 
 
+def mini_experiences(stream):
+    return split_online_stream(stream.train_stream, experience_size=12, shuffle=False)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_run_that_is_stopped_between_mini_experiences_goes_on(stop):
+    def metrics():
+        return [LearningCurveMetric(0.2), UnitMetric(8), NormMetric(), SeparationMetric()]
+
+    runs = []
+    for stopped in (False, True):
+        seed()
+        stream = scenario()
+        strategy, recorder = build(Finetune, lambda: [LayerNormPlugin(), EWCPlugin(10.0)], metrics, stream)
+        for k, part in enumerate(mini_experiences(stream)):
+            if k == stop:
+                recorder.values.clear()
+                if stopped:
+                    stored, stream = saved(snapshot_of(strategy)), scenario()
+                    plugins = lambda: [LayerNormPlugin(), EWCPlugin(10.0)]  # noqa: E731
+                    strategy, recorder = build(Finetune, plugins, metrics, stream)
+                    restore(strategy, stored, stream.train_stream[0])
+            strategy.train(part, eval_streams=[])
+            if k % 4 == 3:  # four parts make an experience
+                strategy.eval(stream.test_stream[: k // 4 + 1])
+        runs.append([recorder.values, snapshot_of(strategy)])
+    assert any(name.startswith("units/") for name, *_ in runs[0][0])
+    assert same(*runs)
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
+def test_a_memory_of_mini_experiences_is_not_found_again():
+    strategy, _ = build(Finetune, lambda: [ReplayPlugin(6)], list, scenario())
+    parts = list(mini_experiences(scenario()))
+    strategy.train(parts[0], eval_streams=[])
+    other, _ = build(Finetune, lambda: [ReplayPlugin(6)], list, scenario())
+    restore(other, saved(snapshot_of(strategy)), scenario().train_stream[0])
+    with pytest.raises(UserError, match="in whole experiences"):
+        other.train(parts[1], eval_streams=[])
+
+
 def test_a_memory_of_replay_needs_its_stream():
-    plugin = ReplayPlugin(4)
-    plugin.load_state_dict({"parts": [{"experience": 7, "rows": torch.arange(4)}]})
-    strategy, _ = build(Finetune, lambda: [plugin], list, scenario())
-    with pytest.raises(UserError, match="go on with the stream that it was trained on"):
-        strategy.train(scenario().train_stream[0], eval_streams=[])
+    for experience, row in ((EXPERIENCES, 0), (0, SIZE)):
+        plugin = ReplayPlugin(4)
+        plugin.load_state_dict({"parts": [{"experience": experience, "rows": torch.arange(row, row + 4)}]})
+        strategy, _ = build(Finetune, lambda plugin=plugin: [plugin], list, scenario())
+        with pytest.raises(UserError, match="has no such samples: go on with the one that it was filled from"):
+            strategy.train(scenario().train_stream[0], eval_streams=[])
 
 
 class Remembers(SupervisedPlugin):

@@ -7,19 +7,22 @@ import warnings
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.evaluation.metrics.accuracy import Accuracy
 from avalanche.evaluation.metrics.loss import LossMetric
 from avalanche.logging import BaseLogger
+from avalanche.models import MultiTaskModule
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from plasticity_cl import metrics
 from plasticity_cl.errors import UserError
@@ -709,6 +712,43 @@ def test_any_loader_of_device_batches_drives_the_template_as_a_bare_loop(monkeyp
     assert strategy.clock.train_iterations == 2 * 3 * 5
     assert all(map(torch.equal, model.state_dict().values(), strategy.model.state_dict().values()))
     assert all(map(torch.equal, list(model.parameters()), list(strategy.model.parameters())))
+
+
+def test_a_network_of_several_heads_gets_the_task_labels_of_such_a_loader(monkeypatch):
+    class TwoHeads(MultiTaskModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.heads = nn.ModuleList(nn.Linear(3, 2) for _ in range(2))
+
+        def forward_single_task(self, x, task_label):
+            return self.heads[task_label](x)
+
+        forward_all_tasks = None
+
+    class Labelled:
+        batches_on_device = True
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            for k in range(3):
+                yield [torch.ones(4, 3) * k, torch.arange(4) % 2, torch.ones(4, dtype=torch.int64)]
+
+    class FromLabelled(SupervisedTemplate):
+        def make_train_dataloader(self, **_):
+            self.dataloader = Labelled()
+
+    no_slow_steps(monkeypatch)
+    data = _make_taskaware_classification_dataset(TensorDataset(torch.ones(4, 3), torch.arange(4) % 2), task_labels=1)
+    experience = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=[data]))).train_stream[0]
+    experience.classes_in_this_experience = [0, 1]
+    strategy = make(FromLabelled, model=TwoHeads())
+    before = [parameter.clone() for parameter in strategy.model.parameters()]
+    strategy.train(experience, eval_streams=[])
+    moved = [not torch.equal(*pair) for pair in zip(before, strategy.model.parameters(), strict=True)]
+    assert moved == [False, False, True, True]
 
 
 def test_an_evaluation_is_driven_by_any_such_loader():
