@@ -17,7 +17,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.build import Recipe
 from plasticity_cl.experiments.directory import disk_errors
 from plasticity_cl.experiments.spec import FORMAT, completed, identity
-from plasticity_cl.metrics import ExperienceScore
+from plasticity_cl.metrics.experience_score import ExperienceScore, score_on
 from plasticity_cl.writing import write_atomically
 
 STREAMS = ("train", "test")
@@ -107,15 +107,11 @@ def _read(path: Path, given: Mapping[str, Any], k: int) -> dict[str, float] | No
 
 
 def _train_fresh(recipe: Recipe, k: int) -> dict[str, float]:
-    metric = ExperienceScore(recipe.score)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No loggers specified")
-        evaluator = EvaluationPlugin(metric, collect_all=False)
+        evaluator = EvaluationPlugin(collect_all=False)
     strategy = recipe.strategy(evaluator)
     recipe.seed_experience(k)
     strategy.train(recipe.scenario.train_stream[k], eval_streams=[])
-    scores = {}
-    for stream in STREAMS:
-        strategy.eval(recipe.scenario.streams[stream][k : k + 1])
-        scores[stream] = metric.result()
-    return scores
+    metric = ExperienceScore(recipe.score)
+    return {stream: score_on(strategy, recipe.scenario.streams[stream][k : k + 1], metric) for stream in STREAMS}

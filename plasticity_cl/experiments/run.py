@@ -35,6 +35,13 @@ class DivergedError(Exception):
 
 
 class _StopWhenDiverged(SupervisedPlugin):  # type: ignore[misc]
+    # It remembers nothing from one experience to the next.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
     # Weights that are NaN stay so: looking at the last loss of each epoch misses none and costs one wait an epoch.
     def after_training_epoch(self, strategy: Any, **_: Any) -> None:
         loss = float(strategy.loss.detach())

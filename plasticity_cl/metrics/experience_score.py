@@ -14,6 +14,23 @@ from plasticity_cl.training.learner import Learner, criterion_of
 NAN = float("nan")
 
 
+def score_on(strategy: Any, experiences: Any, metric: ExperienceScore) -> float:
+    """Score a strategy with one metric alone: no other metric and no logger of its evaluator hears of it.
+
+    Args:
+        strategy: Any Avalanche strategy.
+        experiences: What to evaluate it on, of which the last is scored.
+        metric: Scores it.
+    """
+    evaluator = strategy.evaluator
+    metrics, evaluator.metrics = evaluator.metrics, [metric]
+    try:
+        strategy.eval(experiences)
+    finally:
+        evaluator.metrics = metrics
+    return metric.result()
+
+
 class ExperienceScore(GuardedMetric):
     """Accuracy or bounded R2 of the evaluated experience, whatever its targets and the criterion call for.
 

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics.copying import CopyError, bound_copy, network_parts
+from plasticity_cl.metrics.experience_score import ExperienceScore, score_on
 from plasticity_cl.metrics.guard import RefusedError
 from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.probe import ProbeMetric
@@ -158,27 +159,21 @@ class FreshNetworks:
             fresh.train(experience, eval_streams=evaluation_streams(strategy), **options)
         self._fresh, self._trained_on = fresh, of
 
-    def score(self, strategy: AvalancheTemplate, metric: Any) -> float:
+    def score(self, strategy: AvalancheTemplate, metric: ExperienceScore) -> float:
         """Score the last fresh network on the experience that the strategy is being evaluated on.
 
         Args:
             strategy: The watched strategy, in an evaluation.
-            metric: A plugin metric whose ``result()`` is the score of an evaluated experience.
+            metric: Scores it.
 
         Returns:
             The score; NaN where there is no fresh network for this experience.
         """
         if self._fresh is None or self._trained_on is None or self._trained_on[1] != number_of(strategy.experience):
             return float("nan")
-        evaluator = self._fresh.evaluator
-        metrics, evaluator.metrics = evaluator.metrics, [metric]
-        try:
-            with preserve_rng(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._fresh.eval([strategy.experience])
-        finally:
-            evaluator.metrics = metrics
-        return float(metric.result())
+        with preserve_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return score_on(self._fresh, [strategy.experience], metric)
 
     def _make(self) -> AvalancheTemplate:
         try:

@@ -166,7 +166,7 @@ def test_one_spelling_for_every_choice_of_diagnostics(given, canonical):
         (read_diagnostics, "units+units", "diagnostics name units twice"),
         (read_diagnostics, "lite", "unknown choice of diagnostics 'lite'; did you mean light"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, str | dict) else "",
 )
 def test_mistakes_are_answered_in_one_line(read, given, message):
     with pytest.raises(UserError) as caught:
