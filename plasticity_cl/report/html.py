@@ -244,7 +244,7 @@ def _section(
             f"<h3>{SPLITS[stream].capitalize()}: {_MEANING[stream]}</h3>",
             _separation_table(comparison, there, look),
             _against_baseline(comparison, there, look),
-            _by_experience(comparison, there, look) if _is_target_shift(comparison) else "",
+            _by_experience(comparison, there, look) if comparison.scenario == "target-shift" else "",
             figures.get(f"learning-{stream}", ""),
         ]
     for mechanism in comparison.mechanisms:
@@ -252,10 +252,6 @@ def _section(
             parts += [f"<h3>{escape(mechanism)}</h3>", figure]
     parts += [_pictures(comparison), _other_measures(comparison, look), _runs_and_spec(comparison, look), "</section>"]
     return "\n".join(part for part in parts if part)
-
-
-def _is_target_shift(comparison: Comparison) -> bool:
-    return comparison.spec.get("scenario") == "target-shift"
 
 
 def _strategy_verdicts(comparison: Comparison, standings: Standings, look: Mapping[str, Look]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,14 @@ class Comparison:
         return all(run.forgetting_counts for run in self.runs)
 
     @property
+    def scenario(self) -> str:
+        """The stream's name, without the options that may follow it: ``target-shift:mean=100`` is a target shift."""
+        return re.split("[:=]", str(self.spec.get("scenario")), maxsplit=1)[0]
+
+    @property
     def reference(self) -> str:
         """What the common reference is, in words."""
-        twin = f" {TWIN}" if self.spec.get("scenario") == "target-shift" else ""
+        twin = f" {TWIN}" if self.scenario == "target-shift" else ""
         return f"fresh {self.spec.get('baseline', 'baseline')} networks{twin}"
 
     @property

@@ -199,7 +199,7 @@ def _ranked(comparison: Comparison, standing: Standing) -> list[str]:
     runs = {name: comparison.strategies[name] for name in names}
     if all(summaries[name].plasticity_loss.n for name in names):
         sentences += _least_lost(rank(runs, "plasticity_loss", standing.stream, False), ranking, summaries)
-    if comparison.spec.get("scenario") == "target-shift":
+    if comparison.scenario == "target-shift":
         costs = [f"{name} {number(summaries[name].handicap.mean)}" for name in names if summaries[name].handicapped]
         sentences += (
             [f"Against the zero-mean twin the target means cost fresh networks: {listed(costs)}."] if costs else []
