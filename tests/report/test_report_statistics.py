@@ -140,12 +140,11 @@ def test_curves_average_over_the_seeds_that_got_there() -> None:
 
 
 def runs_of(name: str, seeds: Sequence[int] = range(3)) -> list[Run]:
+    learned, final, fresh, baseline = written.LEARNED[name], written.FINAL[name], written.FRESH, written.BASELINE
     return [
-        in_memory(
-            name, s, rows_of(written.LEARNED[name][s], written.FINAL[name][s], written.FRESH[s], baseline=written.BASELINE[s], chance=written.CHANCE)
-        )
+        in_memory(name, s, rows_of(learned[s], final[s], fresh[s], baseline=baseline[s], chance=written.CHANCE))
         for s in seeds
-    ]  # fmt: skip
+    ]
 
 
 def test_a_summary_equals_means_by_hand() -> None:
