@@ -499,9 +499,10 @@ def status_of(score: str = "accuracy", state: str = "done", counts: bool = True)
     return {"state": state, "message": "", "score": score, "forgetting_counts": counts}
 
 
-def test_a_target_shift_is_shown_against_its_zero_mean_twin(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["target-shift", "target-shift:schedule=constant,mean=9", "target-shift=constant"])
+def test_a_target_shift_is_shown_against_its_zero_mean_twin(tmp_path: Path, scenario: str) -> None:
     for seed in range(3):
-        spec = {**spec_of("finetune", seed), "scenario": "target-shift"}
+        spec = {**spec_of("finetune", seed), "scenario": scenario}
         rows = rows_of([0.95, 0.4], [0.1, 0.4], [0.97, 0.6], baseline=[0.97, 0.98], chance=0.5)
         rows += probe_rows("target_mean", [0.0, 100.0] if seed else [math.inf, -math.inf])
         write_run(tmp_path / str(seed), spec, rows, status_of("bounded R2", counts=False))

@@ -9,21 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import report_writer as written
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from report_writer import (
-    BASELINE,
-    CHANCE,
-    FINAL,
-    FRESH,
-    LEARNED,
-    Series,
-    compared,
-    in_memory,
-    mean,
-    rows_of,
-)
+from report_writer import compared, in_memory, mean, rows_of
 
 from plasticity_cl.report.read import Run
 from plasticity_cl.report.statistics import (
@@ -150,18 +140,17 @@ def test_curves_average_over_the_seeds_that_got_there() -> None:
 
 
 def runs_of(name: str, seeds: Sequence[int] = range(3)) -> list[Run]:
+    learned, final, fresh, baseline = written.LEARNED[name], written.FINAL[name], written.FRESH, written.BASELINE
     return [
-        in_memory(
-            name, s, rows_of(LEARNED[name][s], FINAL[name][s], FRESH[s], baseline=BASELINE[s], chance=CHANCE)
-        )
+        in_memory(name, s, rows_of(learned[s], final[s], fresh[s], baseline=baseline[s], chance=written.CHANCE))
         for s in seeds
-    ]  # fmt: skip
+    ]
 
 
 def test_a_summary_equals_means_by_hand() -> None:
-    for name in LEARNED:
+    for name in written.LEARNED:
         summary = summarise(runs_of(name), "train")
-        a, f, s, r = LEARNED[name], FINAL[name], FRESH, BASELINE
+        a, f, s, r = written.LEARNED[name], written.FINAL[name], written.FRESH, written.BASELINE
         for part, by_hand in (
             (summary.learned, [mean(a[i]) for i in range(3)]),
             (summary.fresh, [mean(s[i]) for i in range(3)]),
@@ -170,7 +159,7 @@ def test_a_summary_equals_means_by_hand() -> None:
             (summary.plasticity_loss, [mean(s[i]) - mean(a[i]) for i in range(3)]),
             (summary.forgetting, [mean(a[i]) - mean(f[i]) for i in range(3)]),
             (summary.total, [mean(r[i]) - mean(f[i]) for i in range(3)]),
-            (summary.above_chance, [mean(a[i]) - CHANCE for i in range(3)]),
+            (summary.above_chance, [mean(a[i]) - written.CHANCE for i in range(3)]),
             (summary.learned_last, [mean(a[i][-5:]) for i in range(3)]),
             (summary.fresh_last, [mean(s[i][-5:]) for i in range(3)]),
         ):
@@ -231,7 +220,7 @@ def scored(strategy: str, scores: Sequence[float] | dict[int, float], chance: fl
 
 
 def test_differences_are_paired_by_seed_and_experience() -> None:
-    def runs(strategy: str, worse: float, seeds: Sequence[int], k: Series) -> list[Run]:
+    def runs(strategy: str, worse: float, seeds: Sequence[int], k: Sequence[float]) -> list[Run]:
         return [in_memory(strategy, s, [f"learned,train,,{i},{0.2 * s - 0.3 * i - worse!r}" for i in k]) for s in seeds]
 
     difference = paired_difference(

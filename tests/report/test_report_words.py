@@ -9,20 +9,10 @@ import textwrap
 from collections.abc import Sequence
 
 import pytest
+import report_writer as written
 from hypothesis import given
 from hypothesis import strategies as st
-from report_writer import (
-    BASELINE,
-    FINAL,
-    FRESH,
-    LEARNED,
-    Series,
-    compared,
-    in_memory,
-    mean,
-    rows_of,
-    write_results,
-)
+from report_writer import compared, in_memory, mean, rows_of, write_results
 
 from plasticity_cl.report import read_runs, summary_table
 from plasticity_cl.report.read import Run
@@ -352,15 +342,15 @@ def test_the_text_table_equals_hand_computation(table: str) -> None:
     assert lines[0] == "label-reset on digits, 7 experiences: accuracy on training data"
     assert lines[1] == "common reference: 0.91 to 0.92, as seeds finished, fresh baseline networks"
     assert lines[3].split() == ["rank", "strategy", "learned", "handicap", "loss", "forgetting", "total", "seeds"]
-    learned, final = LEARNED["finetune"], FINAL["finetune"]
+    learned, final = written.LEARNED["finetune"], written.FINAL["finetune"]
     parts = [
         [mean(a) for a in learned],
-        [mean(r) - mean(s) for r, s in zip(BASELINE, FRESH, strict=True)],
-        [mean(s) - mean(a) for s, a in zip(FRESH, learned, strict=True)],
+        [mean(r) - mean(s) for r, s in zip(written.BASELINE, written.FRESH, strict=True)],
+        [mean(s) - mean(a) for s, a in zip(written.FRESH, learned, strict=True)],
         [mean(a) - mean(f) for a, f in zip(learned, final, strict=True)],
     ]
     row = next(i for i, line in enumerate(lines) if " finetune " in line)
-    total = mean([mean(r) - mean(f) for r, f in zip(BASELINE, final, strict=True)])
+    total = mean([mean(r) - mean(f) for r, f in zip(written.BASELINE, final, strict=True)])
     assert lines[row].split() == ["2", "finetune", *(f"{mean(of):.2f}" for of in parts), f"{total:.2f}", "3"]
     # Two strategies with three seeds each, of which one loses the same in all of them: seven intervals.
     quantile = 11.7687  # t of 1 - 0.025 / 7 with 2 degrees of freedom
@@ -431,7 +421,7 @@ def test_the_text_table_names_the_baseline() -> None:
 
 
 def test_the_test_table_follows_where_it_tells_a_different_story() -> None:
-    def runs(test: tuple[Series, Series, Series]) -> list[Run]:
+    def runs(test: tuple[Sequence[float], Sequence[float], Sequence[float]]) -> list[Run]:
         return [in_memory("finetune", 0, rows_of([0.5, 0.5], [0.25, 0.5], [0.5, 0.5]) + rows_of(*test, "test"))]
 
     same = summary_table(runs(([0.5, 0.5], [0.25, 0.5], [0.5, 0.5])))
