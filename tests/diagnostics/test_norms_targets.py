@@ -281,6 +281,7 @@ def test_bias_share_and_features_leave_the_network_as_it_was():
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31), st.floats(-50, 50))
 def test_top_direction_share_is_the_part_of_the_mean_output_along_the_first_singular_vector(seed, offset):
     torch.manual_seed(seed)
