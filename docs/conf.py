@@ -7,7 +7,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +39,7 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Emitted", "notes_style")]
 
 API = Path(__file__).parent / "api"
@@ -87,10 +87,12 @@ def write_pages(app: Any) -> None:
         page.unlink()
 
 
-@functools.cache  # called when all pages are written, and with that all is imported
+@functools.cache
 def modules_of_ours() -> list[ModuleType]:
-    """The package's modules."""
-    return [module for name, module in sorted(sys.modules.items()) if name.split(".")[0] == "plasticity_cl"]
+    """The package and all of its modules."""
+    found = pkgutil.walk_packages(plasticity_cl.__path__, "plasticity_cl.")
+    names = (module.name for module in found if not module.name.endswith("__main__"))
+    return [plasticity_cl, *map(importlib.import_module, names)]
 
 
 def objects_called(target: str) -> list[Any]:
@@ -115,6 +117,9 @@ def prepare_docstring(app: Any, what: str, name: str, value: Any, options: Any, 
     """Check that what a docstring refers to exists, and keep bars and stars of formulas from being read as markup."""
     if what == "data":
         lines.clear()
+    for number in range(len(lines) - 1, 0, -1):  # a block that is set in ends with a blank line
+        if lines[number - 1].startswith(" ") and lines[number].lstrip() == lines[number] != "":
+            lines.insert(number, "")
     for number, line in enumerate(lines):
         for target in re.findall(r":(?:class|func|meth|mod|data|attr):`~?([\w.]+)`", line):
             # The bare name of a method may stand in the docstring of its class and in those of its fellows.
