@@ -77,11 +77,12 @@ $(LOWEST)/.installed: requirements-lowest.txt pyproject.toml
 	$(call FILL,$(LOWEST),requirements-lowest.txt)
 
 # Needs uv. Addresses of registries stay out of the locks. In the lowest one, setuptools builds the package and nothing asks
-# for it, and the newest versions of what Avalanche brings along would ask for a scipy that is not the lowest.
+# for it; the newest versions of what Avalanche brings along would ask for a scipy that is not the lowest; and the newest
+# pyparsing warns of how the lowest matplotlib calls it, where tests let no warning pass.
 COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 lock:
 	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
-	printf 'setuptools>=77\nscipy<1.12\n' | $(COMPILE) --extra test --resolution lowest-direct pyproject.toml - -o requirements-lowest.txt
+	printf 'setuptools>=77\nscipy==1.11.*\npyparsing==3.2.*\n' | $(COMPILE) --extra test --resolution lowest-direct pyproject.toml - -o requirements-lowest.txt
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo build docs/api *.egg-info

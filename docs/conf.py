@@ -7,11 +7,11 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -39,6 +39,7 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Emitted", "notes_style")]
 
 API = Path(__file__).parent / "api"
@@ -76,7 +77,8 @@ def write_pages(app: Any) -> None:
         for where, what in public_names(package):
             value = getattr(importlib.import_module(where), what)
             kind = "class" if inspect.isclass(value) else "function" if inspect.isfunction(value) else "data"
-            blocks.append(f"```{{eval-rst}}\n.. auto{kind}:: {where}.{what}\n```")
+            shown = "\n   :no-value:" if kind == "data" else ""  # a table of its own is not to be read as a value
+            blocks.append(f"```{{eval-rst}}\n.. auto{kind}:: {where}.{what}{shown}\n```")
         page, text = API / f"{name}.md", "\n\n".join(blocks) + "\n"
         wanted.add(page)
         if not page.is_file() or page.read_text(encoding="utf-8") != text:
@@ -85,10 +87,12 @@ def write_pages(app: Any) -> None:
         page.unlink()
 
 
-@functools.cache  # called when all pages are written, and with that all is imported
+@functools.cache
 def modules_of_ours() -> list[ModuleType]:
-    """The package's modules."""
-    return [module for name, module in sorted(sys.modules.items()) if name.split(".")[0] == "plasticity_cl"]
+    """The package and all of its modules."""
+    found = pkgutil.walk_packages(plasticity_cl.__path__, "plasticity_cl.")
+    names = (module.name for module in found if not module.name.endswith("__main__"))
+    return [plasticity_cl, *map(importlib.import_module, names)]
 
 
 def objects_called(target: str) -> list[Any]:
@@ -101,10 +105,21 @@ def objects_called(target: str) -> list[Any]:
     return found
 
 
+def describe_constant(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Put what stands below a constant in its own file, and not what its type says of itself."""
+    if what == "data":
+        key = ("", name.rpartition(".")[2])
+        found = (ModuleAnalyzer.for_module(m.__name__).find_attr_docs().get(key) for m in modules_of_ours())
+        lines[:] = next(filter(None, found), [])
+
+
 def prepare_docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Check that what a docstring refers to exists, and keep bars and stars of formulas from being read as markup."""
     if what == "data":
-        lines[:] = [] if value.__doc__ == type(value).__doc__ else lines
+        lines.clear()
+    for number in range(len(lines) - 1, 0, -1):  # a block that is set in ends with a blank line
+        if lines[number - 1].startswith(" ") and lines[number].lstrip() == lines[number] != "":
+            lines.insert(number, "")
     for number, line in enumerate(lines):
         for target in re.findall(r":(?:class|func|meth|mod|data|attr):`~?([\w.]+)`", line):
             # The bare name of a method may stand in the docstring of its class and in those of its fellows.
@@ -140,4 +155,5 @@ def setup(app: Any) -> None:
     """Hook in what is above."""
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)  # before sections are read
+    app.connect("autodoc-process-docstring", describe_constant, priority=600)  # and this after it
     app.connect("missing-reference", follow)

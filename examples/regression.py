@@ -53,7 +53,7 @@ losses = {
     "squared error": lambda: [],
     "scale-invariant, with layer norm": lambda: [
         LayerNormPlugin(),
-        ScaleInvariantLossPlugin("two-hot", -10, 110, 255, "linear"),
+        ScaleInvariantLossPlugin(low=-10, high=110, n_bins=255, scale="linear"),
     ],
 }
 for name, plugins in losses.items():

@@ -113,6 +113,7 @@ def test_the_commands_on_the_page_are_scripts():
         assert (DOCS.parent / command).is_file(), command
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_the_separation_run():
     class MyPlugin(SupervisedPlugin):
         def __init__(self, file: TextIO, model: nn.Module) -> None:

@@ -26,6 +26,7 @@ def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
 # Transformations
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_symexp_inverts_symlog(values: list[float]) -> None:
     x = column(*values)
@@ -277,6 +278,7 @@ def test_bins_made_under_a_low_default_type_are_in_single_precision() -> None:
     assert loss.centres.tolist() == list(range(1001))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_network_reaches_the_same_fit_at_either_target_mean(name: str) -> None:
     r_squared = []

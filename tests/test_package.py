@@ -82,7 +82,9 @@ def test_the_locks_hold_every_dependency_within_its_range_with_hashes_and_no_add
     # The lowest versions are those that the ranges begin with, but for bug fixes where the first one cannot be had.
     for requirement in map(Requirement, wanted["requirements-lowest.txt"]):
         (bound,) = requirement.specifier
-        assert Version(found[requirement.name]).release[:2] == (*Version(bound.version).release, 0)[:2], requirement
+        lowest = Version(bound.version).release
+        lowest = lowest if len(lowest) > 1 else (*lowest, 0)
+        assert Version(found[requirement.name]).release[: len(lowest)] == lowest, requirement
 
 
 def test_hooks_run_what_lint_runs():

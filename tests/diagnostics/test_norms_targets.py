@@ -97,10 +97,10 @@ def test_feature_norm_is_the_mean_over_samples(n, d, seed):
 
 
 def test_update_ratio_of_a_real_step():
-    model = Tokens()
+    model = Tokens().double()  # the difference of two weights loses digits where a step is small
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     before = parameter_snapshot(model)
-    model(torch.ones(3, 4)).square().sum().backward()
+    model(torch.ones(3, 4, dtype=torch.float64)).square().sum().backward()
     gradient = gradient_norm(model)
     start = parameter_norm(model)
     optimizer.step()
@@ -281,6 +281,7 @@ def test_bias_share_and_features_leave_the_network_as_it_was():
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31), st.floats(-50, 50))
 def test_top_direction_share_is_the_part_of_the_mean_output_along_the_first_singular_vector(seed, offset):
     torch.manual_seed(seed)
