@@ -64,7 +64,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Settings):
-    """One strategy on one stream with one seed."""
+    """One strategy on one stream with one seed.
+
+    Parts are written name, name=value or name:option=value,option=value; `plasticity-cl list NAME` says the options.
+    """
 
     strategy: str = "finetune"
     """Interventions joined by +, its own settings after @: layernorm+l2=1e-3@optimizer=adam:lr=3e-4."""
@@ -74,7 +77,10 @@ class RunSpec(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSpec(Settings):
-    """Several strategies on one stream, each with several seeds."""
+    """Several strategies on one stream, each with several seeds.
+
+    Parts are written name, name=value or name:option=value,option=value; `plasticity-cl list NAME` says the options.
+    """
 
     strategies: tuple[str, ...] = ("finetune", "layernorm", "l2", "layernorm+l2")
     """Strategies to compare, each as for run --strategy."""
