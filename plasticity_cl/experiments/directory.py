@@ -190,6 +190,8 @@ def folder_name(strategy: str) -> str:
     hash.
     """
     name = quote(strategy, safe="=+:,.@-_ ")
+    if not name.strip("."):  # a folder's own name for itself, or for the one above
+        name = name.replace(".", "%2E")
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(strategy.encode()).hexdigest()[:16]}"

@@ -17,6 +17,8 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import Accuracy
 from avalanche.training.plugins import EvaluationPlugin
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 
 import plasticity_cl
@@ -28,6 +30,7 @@ from plasticity_cl.experiments.directory import (
     check_out,
     disk_errors,
     finished_state,
+    folder_name,
     locked,
     run_directory,
     write_status,
@@ -43,6 +46,7 @@ from plasticity_cl.experiments.spec import (
     baseline_spec,
     check,
     fresh_spec,
+    identity,
     of_fresh_network,
 )
 from plasticity_cl.experiments.spec_file import read_toml
@@ -440,6 +444,44 @@ def test_a_run_directory_that_is_not_understood_is_refused_and_never_touched(tmp
         assert files(tmp_path) == before
     if "0.1.0" in kind:
         assert "holds results of an earlier version" in str(caught.value)
+
+
+def test_a_field_that_was_added_later_leaves_finished_runs_finished(tmp_path):
+    s = spec()
+    fields = saved(s)
+    for name in ("threads", "score", "threshold", "n_fresh"):
+        del fields[name]
+        write_run(run_directory(tmp_path / name, s), fields)
+        assert finished_state(run_directory(tmp_path / name, s), s) == "done"
+        check_out(tmp_path / name, s)
+        changed = {"threads": 2, "score": "accuracy", "threshold": 0.5, "n_fresh": 3}
+        other = dataclasses.replace(s, **{name: changed[name]})
+        with pytest.raises(UserError, match=f"{name} is .* there, not"):
+            check_out(tmp_path / name, other)
+
+
+@given(st.dictionaries(st.sampled_from(["epochs", "batch_size", "threads", "seed"]), st.integers(1, 99)))
+def test_the_identity_of_a_run_is_what_was_given(given):
+    default = dataclasses.asdict(RunSpec())
+    fields = default | given
+    assert identity(fields) == identity({name: value for name, value in fields.items() if value != default[name]})
+    assert identity(fields | {"of_a_later_version": 1}) != identity(fields)
+    assert (identity(fields) == identity(default)) == (fields == default)
+
+
+NAMES_OF_STRATEGIES = st.text("abc019=+:,.@-_/\\% é", min_size=1, max_size=300)
+
+
+@given(NAMES_OF_STRATEGIES, NAMES_OF_STRATEGIES)
+@example(".", "..")
+@example("..", "%2E%2E")
+def test_no_strategy_gets_out_of_its_folder_and_no_two_share_one(one, other):
+    names = [folder_name(text) for text in (one, other)]
+    assert (names[0] == names[1]) == (one == other)
+    for name in names:
+        assert len(name.encode()) <= 255
+        assert Path("out", name).parent == Path("out")
+        assert name not in (".", "..")
 
 
 def test_a_finished_run_is_not_run_over(tmp_path):
