@@ -71,11 +71,11 @@ def check_intervention(plugin: Part, *, off: Part | None = None) -> None:
     - **Finite**: weights and metrics, on a perceptron and a convolutional network, with classes and with numbers as
       targets. An intervention that is for one of the two alone refuses the other by a ``UserError``.
     - **Spelling**: a part that is named reads back from its text, from a table in TOML, and from ``spec.json``.
-    - **State**: stopped between two experiences, made anew and loaded with ``weights_only=True``, a run ends with the
-      same weights and random numbers. This takes ``state_dict()`` and ``load_state_dict(state)``.
     - **Seed**: what Python's, NumPy's and torch's generators hold when the strategy is made changes nothing, torch's
       being seeded before each experience; and where it takes a ``seed``, another one makes a difference.
     - **Frozen** parameters, ``requires_grad=False``, stay what they are.
+    - **State**: stopped between two experiences, made anew and loaded with ``weights_only=True``, a run ends with the
+      same weights and random numbers. This takes ``state_dict()`` and ``load_state_dict(state)``.
     - **Company**: beside EWC and replay, ours and Avalanche's own, weights stay finite; alone and beside them, they are
       the same on Avalanche's ``Naive`` and on our template.
     - **Loss**: ``strategy.task_loss`` is a function of outputs and targets alone; a penalty is added to
@@ -103,12 +103,12 @@ def check_intervention(plugin: Part, *, off: Part | None = None) -> None:
             if without is not None:
                 with promise(name, OFF):
                     _require_same(learn(list, task), learn(without, task))
-            with promise(name, STATE):
-                _goes_on(make, task)
             with promise(name, SEED):
                 _draws_by_seed(make, other if _takes_seed(plugin) else None, task)
             with promise(name, FROZEN):
                 _spares_frozen(make, task)
+            with promise(name, STATE):
+                _goes_on(make, task)
             with promise(name, COMPANY):
                 _goes_with_others(make, task)
             with promise(name, LOSS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import io
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import RunSpec, completed
 from plasticity_cl.experiments.spec_file import read_toml
 from plasticity_cl.metrics.guard import one_line
@@ -52,8 +54,19 @@ def promise(part: str, promised: str) -> Iterator[None]:
 
 
 def name_of(part: Part) -> str:
-    """What a part is called in a message."""
-    return part if isinstance(part, str) else getattr(part, "__qualname__", type(part).__name__)
+    """What a part is called in a message.
+
+    Raises:
+        UserError: If it is neither named nor a class or function.
+    """
+    if isinstance(part, str):
+        return part
+    if not (inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, functools.partial)):
+        raise UserError(
+            f"{type(part).__name__} is one that is made already, and a check makes several: give its class, a function "
+            "that makes it, or its name"
+        )
+    return getattr(part, "__qualname__", None) or str(part)
 
 
 def made_by(make: Callable[..., Any], **filled: Any) -> Any:
