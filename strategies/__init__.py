@@ -20,6 +20,7 @@ from plasticity_cl.strategies.catalogue import (
 
 if TYPE_CHECKING:
     from plasticity_cl.strategies.ewc import EWCPlugin
+    from plasticity_cl.strategies.intervention import Intervention
     from plasticity_cl.strategies.l2 import L2Plugin
     from plasticity_cl.strategies.layer_norm import LayerNormPlugin
     from plasticity_cl.strategies.lwf import LwFPlugin
@@ -43,6 +44,7 @@ __all__ = [
     "L2",
     "EWCPlugin",
     "Finetune",
+    "Intervention",
     "L2Plugin",
     "LayerNorm",
     "LayerNormL2",
@@ -67,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "EWCPlugin": "ewc",
+        "Intervention": "intervention",
         "L2Plugin": "l2",
         "LayerNormPlugin": "layer_norm",
         "LwFPlugin": "lwf",

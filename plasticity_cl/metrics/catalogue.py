@@ -35,12 +35,13 @@ METRICS = Catalogue(
 )
 
 
-def read_diagnostics(given: str | Sequence[str | Mapping[str, Any]]) -> tuple[Chosen, ...]:
+def read_diagnostics(given: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> tuple[Chosen, ...]:
     """Read the diagnostics of a run.
 
     Args:
         given: Names joined by ``+``: those of :data:`METRICS` with options or without, dotted paths, and the words
-            ``none``, ``light`` (units, features, norms, targets, kernel) and ``all``. Or a list of them.
+            ``none``, ``light`` (units, features, norms, targets, kernel) and ``all``. Or a table of a ``name`` and its
+            options, or a list of such texts and tables.
 
     Returns:
         Each once; the options of one that is named beside a word that it is in go before those of the word.
@@ -51,7 +52,7 @@ def read_diagnostics(given: str | Sequence[str | Mapping[str, Any]]) -> tuple[Ch
     found: dict[str, Chosen] = {}
     groups = {NONE: (), LIGHT: (LIGHT,), ALL: (LIGHT, ALL)}
     of_words: list[str] = []
-    for piece in grammar.split(given) if isinstance(given, str) else given:
+    for piece in grammar.split(given) if isinstance(given, str) else [given] if isinstance(given, Mapping) else given:
         name = piece.lower() if isinstance(piece, str) else ""
         if name in groups:
             of_words += [metric for metric, entry in METRICS.items() if entry.group in groups[name]]
@@ -69,7 +70,7 @@ def read_diagnostics(given: str | Sequence[str | Mapping[str, Any]]) -> tuple[Ch
     return tuple(found[name] for name in order)
 
 
-def write_diagnostics(given: str | Sequence[str | Mapping[str, Any]]) -> str:
+def write_diagnostics(given: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> str:
     """The canonical text of the diagnostics of a run: a word where that says it all."""
     chosen = "+".join(map(str, read_diagnostics(given)))
     words = {"+".join(map(str, read_diagnostics(word))): word for word in (NONE, LIGHT, ALL)}
