@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from plasticity_cl import diagnostics
+from plasticity_cl.cli import main
 from plasticity_cl.diagnostics.norms import LayerValues
 from plasticity_cl.diagnostics.trainability import RandomTargetFit
 from plasticity_cl.diagnostics.units import LayerUnits, UnitSummary
@@ -51,6 +53,32 @@ def emitted() -> set[str]:
     ranks = diagnostics.feature_rank(diagnostics.penultimate_features(model, inputs)).scalars()
     targets = diagnostics.target_statistics(inputs[:, 0]).scalars()
     return {name.split("/")[0] for name in (*statistics.scalars(), *ranks, *targets, *norms)}
+
+
+def commands() -> list[list[str]]:
+    """What the pages tell to type, but for the reader's own packages and files."""
+    shell = [
+        block
+        for page in (*PAGES, *PROJECT_PAGES, DOCS.parent / "README.md")
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ]
+    lines = [shlex.split(line, comments=True) for block in shell for line in re.sub(r"\\\n", " ", block).splitlines()]
+    ours = [words[1:] for words in lines if words and words[0].endswith("plasticity-cl")]
+    return [words for words in ours if not re.search(r"\b(my_\w+\.|experiment\.toml|report)\b", " ".join(words))]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+def test_commands_on_the_pages_are_right(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to the folder that they write to: the last thing that is looked at before anything is trained."""
+    trains = words[0] in ("run", "compare")
+    code = main([*words, "--out", "/proc/none"] if trains else words)
+    assert (code, capsys.readouterr().err.partition(" to /proc/none")[0]) == (
+        (2, "plasticity-cl: cannot write") if trains else (0, "")
+    )
+
+
+def test_there_are_commands_on_the_pages() -> None:
+    assert sum("compare" in words for words in commands()) >= 4
 
 
 def names_on_the_page() -> set[str]:
