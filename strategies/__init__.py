@@ -10,6 +10,7 @@ from plasticity_cl.lazy import lazy_names
 from plasticity_cl.strategies.catalogue import (
     COMPONENTS,
     FINETUNE,
+    Component,
     Strategy,
     fresh_name,
     make_plugins,
@@ -42,6 +43,7 @@ __all__ = [
     "COMPONENTS",
     "FINETUNE",
     "L2",
+    "Component",
     "EWCPlugin",
     "Finetune",
     "Intervention",

@@ -18,6 +18,9 @@ from plasticity_cl.training.catalogue import OPTIMIZERS
 if TYPE_CHECKING:
     from avalanche.training.plugins import SupervisedPlugin
 
+Component = Chosen
+"""What :func:`parse` gives."""
+
 FINETUNE = "finetune"
 """Stands for no intervention at all."""
 

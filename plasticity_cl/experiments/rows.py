@@ -13,7 +13,7 @@ from avalanche.logging import BaseLogger
 from plasticity_cl import table
 from plasticity_cl.errors import UserError
 from plasticity_cl.metrics import Scalar, Separation
-from plasticity_cl.metrics.identity import number_of
+from plasticity_cl.metrics.identity import number_of, stream_name
 from plasticity_cl.quantity import Quantity, quantities_of, to_json
 from plasticity_cl.writing import write_atomically
 
@@ -41,9 +41,9 @@ class RowLogger(BaseLogger):  # type: ignore[misc]
 
     Numbers of other metrics, Avalanche's own or a stranger's, have no experience of their own. They become rows under
     their full name, at the experience that was trained on last, where they are emitted at the end of a training or of
-    an evaluation, of one experience or as a whole; the last value counts. Left out are those of single iterations and
-    epochs; those from before the first training; and those of a whole evaluation that ran ahead of the training, over
-    an experience that is still to be trained on.
+    an evaluation, of one experience or as a whole; those of an evaluation have its stream. The last value counts. Left
+    out are those of single iterations and epochs, those from before the first training, and those of evaluations that
+    run ahead of the training, of an experience that is still to be trained on.
 
     Args:
         path: The file. What is in it is replaced by the first row, unless a state is loaded before.
@@ -56,7 +56,8 @@ class RowLogger(BaseLogger):  # type: ignore[misc]
         self._size = 0
         self._trained: list[int] = []
         """The experiences trained on, the last one at the end."""
-        self._is_ahead = False
+        self._stream, self._is_ahead = "", False
+        """Of the evaluation that is going on."""
 
     def log_metrics(self, metric_values: list[MetricValue]) -> None:
         """Append the scalars; what else may be a row is told by the event at which it comes."""
@@ -80,18 +81,20 @@ class RowLogger(BaseLogger):  # type: ignore[misc]
         self._append_others(metric_values)
 
     def before_eval(self, strategy: Any, metric_values: list[MetricValue], **_: Any) -> None:
-        """Begin to watch which experiences are evaluated."""
-        self._is_ahead = False
+        """Begin to watch what is evaluated."""
+        self._stream, self._is_ahead = "", False
 
     def after_eval_exp(self, strategy: Any, metric_values: list[MetricValue], **_: Any) -> None:
         """Append the numbers of other metrics."""
-        self._is_ahead = self._is_ahead or number_of(strategy.experience) not in self._trained
-        self._append_others(metric_values)
+        is_ahead = number_of(strategy.experience) not in self._trained
+        self._stream, self._is_ahead = stream_name(strategy.experience), self._is_ahead or is_ahead
+        if not is_ahead:
+            self._append_others(metric_values, self._stream)
 
     def after_eval(self, strategy: Any, metric_values: list[MetricValue], **_: Any) -> None:
         """Append the numbers of other metrics."""
         if not self._is_ahead:
-            self._append_others(metric_values)
+            self._append_others(metric_values, self._stream)
 
     def finish(self, separations: Mapping[str, Separation], chance: Mapping[str, Sequence[float]]) -> None:
         """Append the separation of every stream; no rows come after it.
@@ -130,10 +133,10 @@ class RowLogger(BaseLogger):  # type: ignore[misc]
         self._file.truncate(size)
         self._size, self._trained = size, [int(k) for k in state["trained"]]
 
-    def _append_others(self, metric_values: Iterable[MetricValue]) -> None:
+    def _append_others(self, metric_values: Iterable[MetricValue], stream: str = "") -> None:
         if self._trained:
             k = self._trained[-1]
-            self._append(table.row(name, "", "", k, value) for name, value in _numbers(metric_values))
+            self._append(table.row(name, stream, "", k, value) for name, value in _numbers(metric_values))
 
     def _append(self, rows: Iterable[str]) -> None:
         data = "".join(rows).encode()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plasticity_cl.metrics.scalar import Scalar
     from plasticity_cl.metrics.scores import R2, Accuracy, BoundedR2, Score
     from plasticity_cl.metrics.separation import Separation, separate
+    from plasticity_cl.quantity import Quantity
 
 __all__ = [
     "R2",
@@ -37,6 +38,7 @@ __all__ = [
     "PictureMetric",
     "ProbeMetric",
     "ProbeRun",
+    "Quantity",
     "Scalar",
     "Score",
     "Separation",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "SeparationMetric": "plasticity",
         **dict.fromkeys(("ProbeMetric", "ProbeRun"), "probe"),
+        "Quantity": "guard",  # described beside the metrics that carry it
         "Scalar": "scalar",
         **dict.fromkeys(("R2", "Accuracy", "BoundedR2", "Score"), "scores"),
         **dict.fromkeys(("Separation", "separate"), "separation"),

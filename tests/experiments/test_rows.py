@@ -29,6 +29,7 @@ from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.pictures import PictureLogger
 from plasticity_cl.experiments.rows import RowLogger, write_quantities
 from plasticity_cl.metrics import Scalar, SeparationMetric, mechanism_metrics, plasticity_metrics
+from plasticity_cl.metrics.identity import number_of
 from plasticity_cl.metrics.scalar import Shown
 from plasticity_cl.quantity import Quantity, from_json
 from plasticity_cl.scenarios import LabelReset, load_source
@@ -193,11 +194,11 @@ def test_a_disk_that_is_full_stops_the_run_with_an_error(tmp_path: Path) -> None
 
 
 class Theirs(PluginMetric[float]):
-    """A metric as strangers write them: plain values, everywhere, each saying what was trained on and looked at."""
+    """A metric as strangers write them: plain values at every event, each with another number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[tuple[str, float]] = []
+        self.events: list[tuple[str, str, int, float]] = []
 
     def reset(self) -> None:
         pass
@@ -205,9 +206,10 @@ class Theirs(PluginMetric[float]):
     def result(self) -> float:
         return float(len(self.events))
 
-    def emit(self, event: str) -> list[MetricValue]:
-        self.events.append((event, self.result()))
-        value = self.events[-1][1]
+    def emit(self, event: str, experience: Any = None) -> list[MetricValue]:
+        stream, number = ("", -1) if experience is None else (experience.origin_stream.name, number_of(experience))
+        value = self.result()
+        self.events.append((event, stream, number, value))
         return [
             MetricValue(self, event, value, 77),
             MetricValue(self, f"{event}/flag", True, 77),
@@ -228,7 +230,7 @@ class Theirs(PluginMetric[float]):
         return self.emit("eval iteration")
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
-        return self.emit(f"evaluated/exp{strategy.experience.current_experience}")
+        return self.emit("evaluated", strategy.experience)
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         return self.emit("evaluated all,\nof a stream")
@@ -236,37 +238,38 @@ class Theirs(PluginMetric[float]):
 
 @pytest.mark.parametrize("template", [SupervisedTemplate, Naive])
 def test_numbers_of_other_metrics_are_kept_once_an_experience(tmp_path: Path, template: type) -> None:
-    stream, theirs, rows = LabelReset(DIGITS, 3, n_samples=64).train_stream, Theirs(), RowLogger(tmp_path / "m.csv")
+    scenario, theirs, rows = LabelReset(DIGITS, 3, n_samples=64), Theirs(), RowLogger(tmp_path / "m.csv")
     strategy = learner([theirs], [rows], template)
-    marks = {}
-    for k, experience in enumerate(stream):
-        strategy.eval(stream[k : k + 1])  # ahead of the training
+    streams = (scenario.train_stream, scenario.test_stream)
+    for k, experience in enumerate(scenario.train_stream):
+        for stream in streams:
+            strategy.eval(stream[k : k + 1])  # ahead of the training
         strategy.train(experience, eval_streams=[])
-        strategy.eval(stream[max(k - 1, 0) : k + 1])
-        marks[k] = len(theirs.events)
-    strategy.eval(stream)
-    marks[2] = len(theirs.events)
+        for stream in streams:
+            strategy.eval(stream[max(k - 1, 0) : k + 1])
+        strategy.eval(scenario.train_stream)  # which is ahead of it in part
+    for stream in streams:
+        strategy.eval(stream)
     rows.finish({}, {})
 
-    # By hand: what was the last value of each name up to a mark, of evaluations that did not run ahead.
-    wanted: dict[str, dict[int, float]] = {}
-    trained, ahead = -1, False
-    for event, value in theirs.events:
+    wanted: dict[tuple[str, str, str], dict[int, float]] = {}
+    trained, covered = -1, []
+    for event, stream_of_event, number, value in theirs.events:
         if event == "trained":
             trained += 1
-        number = int(event[-1]) if event.startswith("evaluated/exp") else -1
-        ahead = ahead or number > trained
-        if event == "trained" or (trained >= 0 and number >= 0):
-            wanted.setdefault(event, {})[trained] = value
-        if event.startswith("evaluated all"):
-            if trained >= 0 and not ahead:
-                wanted.setdefault("evaluated all, of a stream", {})[trained] = value
-            ahead = False
-    wanted |= {f"{name}/of/{part}": series for name, series in wanted.items() for part in "ab"}
-    read = table.read((tmp_path / "m.csv").read_bytes())
-    assert read == {(name, "", ""): series for name, series in wanted.items()}
-    assert sorted(wanted["evaluated/exp1"]) == [0, 1, 2]
-    assert sorted(wanted["evaluated all, of a stream"]) == [0, 1, 2]
+            wanted.setdefault((event, "", ""), {})[trained] = value
+        elif event == "evaluated":
+            covered.append((stream_of_event, number))
+            if number <= trained:
+                wanted.setdefault((event, stream_of_event, ""), {})[trained] = value
+        elif event.startswith("evaluated all"):
+            if all(number <= trained for _, number in covered):
+                wanted.setdefault(("evaluated all, of a stream", covered[-1][0], ""), {})[trained] = value
+            covered = []
+    wanted |= {(f"{name}/of/{p}", stream, at): of for (name, stream, at), of in wanted.items() for p in "ab"}
+    assert table.read((tmp_path / "m.csv").read_bytes()) == wanted
+    assert len(wanted) == 15
+    assert all(sorted(series) == [0, 1, 2] for series in wanted.values())
 
 
 @pytest.mark.parametrize("template", [SupervisedTemplate, Naive])
@@ -280,6 +283,7 @@ def test_avalanches_own_metrics_are_kept_at_the_end_of_experiences(tmp_path: Pat
         accuracies.append(strategy.eval(stream[: len(accuracies) + 1]))
     rows.finish({}, {})
     read = table.read((tmp_path / "m.csv").read_bytes())
+    assert {stream for _, stream, _ in read} == {"train"}
     assert [name for name, _, _ in read] == [
         "Top1_Acc_Exp/eval_phase/train_stream/Exp000",
         "Top1_Acc_Exp/eval_phase/train_stream/Exp001",
@@ -299,8 +303,8 @@ def test_the_state_knows_what_was_trained_on(tmp_path: Path) -> None:
     strategy.eval(stream[:1])
     strategy.eval(stream)
     read = table.read((tmp_path / "m.csv").read_bytes())
-    assert read["evaluated/exp0", "", ""].keys() == {0}, "counts for the experience before the stop"
-    assert read["evaluated all, of a stream", "", ""] == {0: 2.0}, "the second one ran ahead"
+    assert read["evaluated", "train", ""] == {0: 4.0}, "of the first experience, the only one that was trained on"
+    assert read["evaluated all, of a stream", "train", ""] == {0: 2.0}, "the second one ran ahead"
 
 
 def test_what_numbers_are_is_written_beside_them(tmp_path: Path) -> None:
