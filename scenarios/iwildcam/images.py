@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -298,8 +299,10 @@ def _make(files: ImageFiles, folder: Path, unreadable: Unreadable, workers: int)
         )
     descriptor = os.open(images, os.O_RDWR | os.O_CREAT, 0o666)
     pool = ThreadPoolExecutor(workers)
-    # Quiet when piped: the bar is for eyes.
-    bar = tqdm(total=len(files), initial=note.done, unit="img", desc="caching images", disable=None, leave=False)
+    # The bar is for eyes. Where there are none it is not even made: its lock is one for all processes that are forked
+    # off each other, and one of them that is killed under it would stop the others for ever.
+    shown = sys.stderr.isatty()
+    bar = tqdm(total=len(files), initial=note.done, unit="img", desc="caching images", leave=False) if shown else None
     try:
         os.ftruncate(descriptor, size * len(files))
         blocks = [range(start, min(start + _BLOCK, len(files))) for start in range(note.done, len(files), _BLOCK)]
@@ -311,7 +314,8 @@ def _make(files: ImageFiles, folder: Path, unreadable: Unreadable, workers: int)
             decoded, rows = running.popleft().result()
             _write_all(descriptor, decoded, block.start * size)
             failed += rows
-            bar.update(len(block))
+            if bar is not None:
+                bar.update(len(block))
             if number % _BLOCKS_BETWEEN_NOTES == _BLOCKS_BETWEEN_NOTES - 1 or number == len(blocks) - 1:
                 os.fsync(descriptor)
                 _write_note(progress, _Note(block.stop, failed))
@@ -319,7 +323,8 @@ def _make(files: ImageFiles, folder: Path, unreadable: Unreadable, workers: int)
         progress.unlink(missing_ok=True)
     finally:
         pool.shutdown(cancel_futures=True)
-        bar.close()
+        if bar is not None:
+            bar.close()
         os.close(descriptor)
 
 
