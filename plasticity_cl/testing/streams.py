@@ -177,7 +177,7 @@ def _has_length(scenario: Part) -> bool:
 
 def _require_length(scenario: Scenario, wanted: int) -> None:
     for stream in ("train", "test"):
-        found = len(getattr(scenario, f"{stream}_stream"))
+        found = len(scenario.streams[stream])
         if found != wanted:
             raise BrokenError(f"with n_experiences = {wanted} the {stream} stream has {found}")
 
@@ -187,7 +187,7 @@ def _data(scenario: Scenario, picks: Iterable[int]) -> dict[str, tuple[Tensor, T
     found = {}
     for k in picks:
         for name in ("train", "test"):
-            dataset = getattr(scenario, f"{name}_stream")[k].dataset
+            dataset = scenario.streams[name][k].dataset
             rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT)).long().tolist()
             inputs, targets = zip(*(dataset[row][:2] for row in rows), strict=True)
             found[f"{name} experience {k}"] = (
