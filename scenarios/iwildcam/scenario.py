@@ -38,6 +38,7 @@ from plasticity_cl.scenarios.iwildcam.groups import (
 from plasticity_cl.scenarios.iwildcam.images import DecodedImages, ImageFiles, ImageStore, Unreadable
 from plasticity_cl.scenarios.iwildcam.layout import FOLDER, SPLITS, VERSION, check_present
 from plasticity_cl.scenarios.iwildcam.sources import CameraTraps
+from plasticity_cl.seeding import preserve_rng
 from plasticity_cl.training import InMemoryExperience
 
 By = Literal["location", "time", "cluster"]
@@ -297,7 +298,8 @@ def load_dataset(root: Path) -> Any:
     """
     # Left to itself, wilds would make an empty folder where there is none.
     folder = check_present(root)
-    with _without_network_check():
+    # Importing it draws from Python's global generator, which is a run's or the user's own.
+    with _without_network_check(), preserve_rng():
         from wilds.datasets.iwildcam_dataset import IWildCamDataset  # type: ignore[import-untyped]
     try:
         with _without_garbage_collection():
