@@ -10,6 +10,11 @@ class UserError(ValueError):
     """A mistake in what was asked for. Commands print its one line and exit with code 2, without a traceback."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error says, in one line; nothing where it says nothing."""
+    return " ".join(str(error).split())
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Say that ``name`` is not a known ``kind``, with the close matches, or with all names where none is close.
 

@@ -9,7 +9,7 @@ from plasticity_cl.errors import unknown_name
 from plasticity_cl.experiments.catalogue import EXECUTORS
 from plasticity_cl.metrics.catalogue import METRICS
 from plasticity_cl.models.catalogue import MODELS
-from plasticity_cl.parts import Catalogue, values
+from plasticity_cl.parts import Catalogue, grammar, values
 from plasticity_cl.parts.signature import REQUIRED, Argument
 from plasticity_cl.scenarios.catalogue import SCENARIOS, SOURCES
 from plasticity_cl.strategies.catalogue import COMPONENTS
@@ -44,7 +44,7 @@ def list_options(name: str) -> str:
     Raises:
         UserError: If there is no such part.
     """
-    name = name.partition("=")[0].partition(":")[0]
+    name = grammar.name_of(name)
     name = name if "." in name else name.lower()
     found = [catalogue for catalogue in _CATALOGUES.values() if name in catalogue or name in catalogue.others]
     if not found and "." not in name:

@@ -102,8 +102,5 @@ def make_scenario(name: str, source: Any, **options: Any) -> InMemoryScenario:
         UserError: If the name is unknown, or an option is none of the scenario's or out of its range.
     """
     seed = {"seed": options.pop("seed")} if "seed" in options else {}
-    chosen = SCENARIOS.read(name)
-    scenario: InMemoryScenario = SCENARIOS.make(
-        {"name": chosen.name, **chosen.options, **options}, source=source, **seed
-    )
+    scenario: InMemoryScenario = SCENARIOS.make(SCENARIOS.read(name, options), source=source, **seed)
     return scenario

@@ -137,7 +137,7 @@ def _combined(text: str, pieces: list[str | Mapping[str, Any]]) -> tuple[Chosen,
         name = grammar.read("strategy", piece).name if isinstance(piece, str) else piece.get("name", "")
         if name == FINETUNE:
             raise UserError(f"{FINETUNE} stands for no component at all and joins no others; leave it out of {text!r}")
-        if name not in COMPONENTS and name not in COMPONENTS.others and "." not in name:
+        if not COMPONENTS.knows(name):
             raise unknown_name("strategy", name, [FINETUNE, *COMPONENTS, *COMPONENTS.others])
         chosen = COMPONENTS.read(piece)
         if chosen.name in found:
@@ -209,7 +209,7 @@ def make_plugins(text: str, *, seed: int = 0) -> list[SupervisedPlugin]:
 
     plugins = []
     for chosen in parse(text):
-        plugin = COMPONENTS.make({"name": chosen.name, **chosen.options}, seed=seed)
+        plugin = COMPONENTS.make(chosen, seed=seed)
         if not isinstance(plugin, BasePlugin):
             raise UserError(f"strategy {chosen.name} made a {type(plugin).__name__}, which is no Avalanche plugin")
         plugins.append(plugin)

@@ -21,6 +21,7 @@ from plasticity_cl.experiments.spec import (
     fresh_spec,
     of_fresh_network,
     own_settings,
+    scenario_facts,
 )
 from plasticity_cl.metrics.catalogue import make_diagnostics
 from plasticity_cl.models import make_model
@@ -81,7 +82,6 @@ class Opened:
             one.
         make_metrics: Makes the metrics beside the separation: the chosen diagnostics, and what the scenario brings.
         threshold: Score that counts as learned.
-        threads: CPU threads.
         twin_words: What the twin is, in words, and what the handicap against it is; empty where there is none.
     """
 
@@ -90,7 +90,6 @@ class Opened:
     baseline: Recipe
     make_metrics: Callable[[], list[Any]]
     threshold: float
-    threads: int
     twin_words: str
 
 
@@ -113,10 +112,7 @@ def open_run(spec: RunSpec, machine: Machine = Machine()) -> Opened:  # noqa: B0
         _recipe(base, twin),
         metrics,
         spec.threshold,
-        spec.threads,
-        ""
-        if twin is scenario
-        else str(SCENARIOS.facts(SCENARIOS.read(spec.scenario).name).get("twin_words", "its twin")),
+        "" if twin is scenario else str(scenario_facts(spec).get("twin_words", "its twin")),
     )
 
 

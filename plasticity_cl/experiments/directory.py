@@ -237,9 +237,9 @@ def _compare(
     if version != plasticity_cl.__version__:
         of = f"version {version}" if version else "an earlier version"
         raise UserError(f"{folder} holds results of {of}, and this is {plasticity_cl.__version__}: {_ADVICE}")
-    wanted = json.loads(json.dumps(dataclasses.asdict(spec)))
+    wanted = dataclasses.asdict(spec)
     # A field that was added since has its default there.
-    there = json.loads(json.dumps(completed({name: value for name, value in saved.items() if name != "format"})))
+    there = completed({name: value for name, value in saved.items() if name != "format"})
     for name, value in there.items():
         if name not in but_for and (name not in wanted or value != wanted[name]):
             here = f"not {wanted[name]}" if name in wanted else "and is nothing here"

@@ -8,7 +8,7 @@ from typing import Any
 from plasticity_cl.errors import UserError
 from plasticity_cl.experiments.spec import Settings
 from plasticity_cl.models.catalogue import MODELS
-from plasticity_cl.parts import Catalogue
+from plasticity_cl.parts import Catalogue, grammar
 from plasticity_cl.scenarios.catalogue import SCENARIOS
 from plasticity_cl.training.catalogue import OPTIMIZERS
 
@@ -42,9 +42,8 @@ def new_spelling(given: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str
             continue
         before = parts.get(part, getattr(Settings, part))
         try:
-            chosen = catalogue.read(before)
-            texts[part] = catalogue.read({"name": chosen.name, **chosen.options, **options}).text
+            texts[part] = catalogue.read(before, options).text
         except UserError:  # its value is as wrong as its spelling: show how it is written
-            name = before if isinstance(before, str) else before.get("name", "")
-            texts[part] = f"{name.partition(':')[0]}:{','.join(f'{o}={value}' for o, value in options.items())}"
+            name = grammar.name_of(before if isinstance(before, str) else before.get("name", ""))
+            texts[part] = f"{name}:{','.join(f'{o}={value}' for o, value in options.items())}"
     return texts

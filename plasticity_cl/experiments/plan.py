@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.experiments.directory import finished_state, locked
 from plasticity_cl.experiments.progress import Progress
-from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, fresh_spec, usual_length
-from plasticity_cl.scenarios.catalogue import SCENARIOS
+from plasticity_cl.experiments.spec import Machine, RunSpec, baseline_spec, fresh_spec, scenario_facts, usual_length
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"
 """What torch says where batch normalisation is given a single sample."""
@@ -49,8 +48,7 @@ class Job:
         length = usual_length(self.spec)
         if self.directory is not None:
             return length
-        exchangeable = SCENARIOS.facts(SCENARIOS.read(self.spec.scenario).name).get("exchangeable")
-        return min(self.spec.n_fresh, length) if exchangeable else length
+        return min(self.spec.n_fresh, length) if scenario_facts(self.spec).get("exchangeable") else length
 
     def do(self, tick: Callable[[], None]) -> Outcome:
         """Do it; whatever goes wrong is told and stops no other job."""
@@ -111,7 +109,7 @@ def first_jobs(waiting: Mapping[Job, Sequence[Job]]) -> list[Job]:
 
 
 def _in_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     if _ONE_SAMPLE in text:
         return (
             "the last batch of an experience has one sample, which batch normalisation cannot train on: "

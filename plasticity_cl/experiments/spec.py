@@ -143,7 +143,7 @@ def check(spec: RunSpec) -> RunSpec:
         raise UserError(f"threshold is {spec.threshold}: it must be at most 1, since no accuracy and no R2 is above")
     if spec.score is not None:
         ours = "classification" if scenario.name in SCENARIOS else None
-        check_score(spec.score, scenario.name, SCENARIOS.facts(scenario.name).get("task", ours))
+        check_score(spec.score, scenario.name, scenario_facts(spec).get("task", ours))
     return dataclasses.replace(
         spec,
         scenario=scenario.text,
@@ -212,17 +212,20 @@ def baseline_spec(spec: RunSpec) -> RunSpec:
     A twin is the same stream without what the scenario makes hard: options that the scenario states as the fact
     ``twin``. For the baseline itself, on a scenario without one, it is the spec of its own fresh networks.
     """
-    scenario = SCENARIOS.read(spec.scenario)
-    twin = SCENARIOS.facts(scenario.name).get("twin") or {}
-    of_twin = SCENARIOS.read({"name": scenario.name, **scenario.options, **twin}).text
+    of_twin = SCENARIOS.read(spec.scenario, scenario_facts(spec).get("twin")).text
     return dataclasses.replace(spec, strategy=fresh_name(spec.baseline), scenario=of_twin)
+
+
+def scenario_facts(spec: RunSpec) -> Mapping[str, Any]:
+    """What the scenario of a spec states of itself, read without importing it."""
+    return SCENARIOS.facts(SCENARIOS.read(spec.scenario).name)
 
 
 def usual_length(spec: RunSpec) -> int:
     """About how many experiences the stream has, as far as can be said without making it."""
     scenario = SCENARIOS.read(spec.scenario)
     of_signature = SCENARIOS.options(scenario.name).get("n_experiences")
-    stated = SCENARIOS.facts(scenario.name).get("length", 1)
+    stated = scenario_facts(spec).get("length", 1)
     length = scenario.options.get("n_experiences", getattr(of_signature, "default", None))
     return length if isinstance(length, int) else stated
 

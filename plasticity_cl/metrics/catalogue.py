@@ -58,7 +58,7 @@ def read_diagnostics(given: str | Mapping[str, Any] | Sequence[str | Mapping[str
             of_words += [metric for metric, entry in METRICS.items() if entry.group in groups[name]]
             continue
         plain = grammar.read("choice of diagnostics", piece).name if isinstance(piece, str) else piece.get("name", "")
-        if plain not in METRICS and plain not in METRICS.others and "." not in plain:
+        if not METRICS.knows(plain):
             raise unknown_name("choice of diagnostics", plain, [*groups, *METRICS, *METRICS.others])
         chosen = METRICS.read(piece)
         if chosen.name in found:
@@ -87,7 +87,7 @@ def make_diagnostics(given: str) -> list[PluginMetric]:
 
     metrics = []
     for chosen in read_diagnostics(given):
-        metric = METRICS.make({"name": chosen.name, **chosen.options})
+        metric = METRICS.make(chosen)
         if not isinstance(metric, PluginMetric):
             raise UserError(f"diagnostic {chosen.name} made a {type(metric).__name__}, which is no Avalanche metric")
         metrics.append(metric)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from avalanche.evaluation import PluginMetric
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.quantity import Quantity
 from plasticity_cl.training.learner import Learner
 from plasticity_cl.training.per_strategy import PerStrategy
@@ -87,7 +87,7 @@ class GuardedMetric(PluginMetric):  # type: ignore[misc]
 
 def one_line(error: Exception) -> str:
     """What an error says, in one line, with its type unless it is one of ours."""
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     text = text if len(text) <= 300 else f"{text[:297]}..."
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 

@@ -42,8 +42,7 @@ def make_model(name: str, input_shape: tuple[int, ...], n_outputs: int, *, seed:
     Raises:
         UserError: A name is not known, a number is below 1, or the input's shape does not suit the network.
     """
-    chosen = MODELS.read(name)
-    options = {option: value for option, value in options.items() if value is not None}
+    chosen = MODELS.read(name, {option: value for option, value in options.items() if value is not None})
     _require_positive("n_outputs", n_outputs)
     if not input_shape:
         raise UserError("input_shape is empty; give the shape of one input, without the batch")
@@ -52,12 +51,7 @@ def make_model(name: str, input_shape: tuple[int, ...], n_outputs: int, *, seed:
     with preserve_rng(), torch.device("cpu"):
         # torch.manual_seed would also reseed the generators of other devices, which may not exist yet to be restored.
         torch.default_generator.manual_seed(derive_seed(int(seed), "initialisation"))
-        network = MODELS.make(
-            {"name": chosen.name, **chosen.options, **options},
-            input_shape=tuple(input_shape),
-            n_outputs=n_outputs,
-            seed=seed,
-        )
+        network = MODELS.make(chosen, input_shape=tuple(input_shape), n_outputs=n_outputs, seed=seed)
     if not isinstance(network, nn.Module):
         raise UserError(f"network {chosen.name} made a {type(network).__name__}, which is no torch.nn.Module")
     return network

@@ -8,7 +8,7 @@ from functools import cached_property, wraps
 from importlib.metadata import entry_points
 from typing import Any, ParamSpec, TypeVar
 
-from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.errors import UserError, in_one_line, unknown_name
 from plasticity_cl.parts import grammar, values
 from plasticity_cl.parts.signature import REQUIRED, Argument, Signature, load, locate, signature
 
@@ -155,15 +155,25 @@ class Catalogue(Mapping[str, Entry]):
         """What a part states of itself."""
         return self.signature(name).facts
 
-    def read(self, given: str | Mapping[str, Any]) -> Chosen:
+    def knows(self, name: str) -> bool:
+        """Whether a name is in the catalogue or of an entry point, or may be a dotted path."""
+        return name in self._entries or name in self.others or "." in name
+
+    def read(self, given: str | Mapping[str, Any] | Chosen, options: Mapping[str, Any] | None = None) -> Chosen:
         """Read a part.
 
         Args:
-            given: Its text; or, as TOML has it, a table of its ``name`` and its options.
+            given: Its text; or, as TOML has it, a table of its ``name`` and its options; or what was read before.
+            options: Further options, which go before those that are given with it.
 
         Raises:
             UserError: If it is unknown, has no such option, or an option can have no such value.
         """
+        if options:
+            chosen = self.read(given)
+            given = {"name": chosen.name, **chosen.options, **options}
+        if isinstance(given, Chosen):
+            return given
         if isinstance(given, str):
             written = grammar.read(self.kind, given)
             name, texts = written.name, written.options
@@ -174,20 +184,20 @@ class Catalogue(Mapping[str, Entry]):
                 )
             name = given["name"] if "." in given["name"] else given["name"].lower()
             texts = {option.replace("-", "_"): value for option, value in given.items() if option != "name"}
-        options = self.options(name)
-        found = {self._option(name, options, option): value for option, value in texts.items()}
-        of = {option: self._value(name, options[option], value) for option, value in found.items()}
-        first = next(iter(options), None)
-        if self._writes_first and first is not None and first not in of and _is_value(options[first].default):
-            of[first] = options[first].default
-        for option, argument in options.items():
+        known = self.options(name)
+        found = {self._option(name, known, option): value for option, value in texts.items()}
+        of = {option: self._value(name, known[option], value) for option, value in found.items()}
+        first = next(iter(known), None)
+        if self._writes_first and first is not None and first not in of and _is_value(known[first].default):
+            of[first] = known[first].default
+        for option, argument in known.items():
             if argument.default is REQUIRED and option not in of:
                 raise UserError(f"{self.kind} {name} needs a value of {option}; write {name}:{option}=VALUE")
-        of = {option: of[option] for option in options if option in of}
-        texts = {option: values.write(value, options[option].type) for option, value in of.items()}
+        of = {option: of[option] for option in known if option in of}
+        texts = {option: values.write(value, known[option].type) for option, value in of.items()}
         return Chosen(name, of, grammar.write(name, texts, first if self._writes_first else None))
 
-    def make(self, given: str | Mapping[str, Any], **filled: Any) -> Any:
+    def make(self, given: str | Mapping[str, Any] | Chosen, **filled: Any) -> Any:
         """Make a part.
 
         Args:
@@ -206,7 +216,7 @@ class Catalogue(Mapping[str, Entry]):
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{self.kind} {chosen.text}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self.kind} {chosen.text}: {in_one_line(error)}") from error
 
     def _option(self, name: str, options: Mapping[str, Argument], option: str) -> str:
         if option == "":

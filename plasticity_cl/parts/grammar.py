@@ -25,6 +25,11 @@ class Written:
     options: Mapping[str, str]
 
 
+def name_of(text: str) -> str:
+    """The name of a part alone, without its options, of whatever is written."""
+    return re.split("[:=]", text, maxsplit=1)[0].strip()
+
+
 def read(kind: str, text: str) -> Written:
     """Take a part apart.
 

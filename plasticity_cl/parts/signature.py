@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from plasticity_cl.errors import UserError, unknown_name
+from plasticity_cl.errors import UserError, in_one_line, unknown_name
 from plasticity_cl.parts.values import KINDS
 
 FACTS = "facts"
@@ -89,7 +89,7 @@ def load(path: str) -> Any:
     try:
         value: Any = importlib.import_module(module)
     except Exception as error:  # whatever a module of somebody else's raises when it is imported
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = in_one_line(error) or type(error).__name__
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {said}") from error
     for name in attribute.split("."):
         if not hasattr(value, name):

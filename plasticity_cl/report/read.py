@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from plasticity_cl import table
 from plasticity_cl.errors import UserError
+from plasticity_cl.parts import grammar
 from plasticity_cl.quantity import Quantity, from_json
 
 BASELINE = "finetune"
@@ -279,7 +279,7 @@ def _title(spec: Mapping[str, Any], all_specs: Sequence[Mapping[str, Any]], runs
 
 def _part(text: object) -> str:
     """The name of a part, without its options."""
-    return re.split("[:=]", str(text or ""), maxsplit=1)[0]
+    return grammar.name_of(str(text or ""))
 
 
 def _read_run(path: Path, directory: Path) -> Run:

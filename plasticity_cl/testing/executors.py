@@ -13,9 +13,8 @@ from plasticity_cl.experiments.plan import Job, Outcome, plan
 from plasticity_cl.experiments.progress import Progress
 from plasticity_cl.experiments.spec import Machine, RunSpec, check
 from plasticity_cl.testing.bench import undisturbed
-from plasticity_cl.testing.promises import BrokenError, Part, made_by, name_of, promise
+from plasticity_cl.testing.promises import SPELLING, BrokenError, Part, made_by, name_of, promise
 
-SPELLING = "it reads back as it was written"
 ALL = "every job is done once, and a failure takes none with it but those that wait for it"
 SAME = "runs write the same bytes as one after the other"
 

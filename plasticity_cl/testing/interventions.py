@@ -35,6 +35,8 @@ from plasticity_cl.testing.bench import (
     weights,
 )
 from plasticity_cl.testing.promises import (
+    SPELLING,
+    STATE,
     BrokenError,
     Part,
     difference,
@@ -52,10 +54,8 @@ from plasticity_cl.training.snapshot import HasState, restore, snapshot_of
 
 Make = Callable[[], Sequence[Any]]
 
-SPELLING = "it reads back as it was written"
 OFF = "switched off it is finetuning, bit for bit"
 FINITE = "all stays finite"
-STATE = "a run that was stopped goes on as if it had not been"
 SEED = "the seed decides all that it draws"
 FROZEN = "frozen parameters stay untouched"
 COMPANY = "it goes with EWC and replay, the same on Avalanche's template and on ours"
@@ -142,7 +142,7 @@ def _off(part: Part) -> Make | None:
     if first is None or isinstance(first.default, bool) or not isinstance(_example(first, chosen[0]), float):
         return None
     try:
-        text = COMPONENTS.read({"name": chosen[0].name, **chosen[0].options, first.name: 0.0}).text
+        text = COMPONENTS.read(chosen[0], {first.name: 0.0}).text
         make_plugins(text)
     except UserError:
         return None

@@ -27,6 +27,8 @@ from plasticity_cl.testing.bench import (
     weights,
 )
 from plasticity_cl.testing.promises import (
+    SPELLING,
+    STATE,
     BrokenError,
     Part,
     difference,
@@ -40,11 +42,9 @@ from plasticity_cl.testing.promises import (
 )
 from plasticity_cl.training.snapshot import restore, snapshot_of
 
-SPELLING = "it reads back as it was written"
 WATCHES = "the training that it watches is what it is without it"
 EMITS = "it says something of classes or of numbers"
 DESCRIBED = "what it says of its numbers is true of them"
-STATE = "a run that was stopped goes on as if it had not been"
 FAILURE = "what fails in it ends no training and leaves no old value"
 
 _LAST = N_EXPERIENCES - 1

@@ -14,6 +14,8 @@ from plasticity_cl.models import MODELS, make_model
 from plasticity_cl.seeding import derive_seed, preserve_rng, rng_state
 from plasticity_cl.testing.bench import network, stream, undisturbed
 from plasticity_cl.testing.promises import (
+    SPELLING,
+    UNTOUCHED,
     BrokenError,
     Part,
     difference,
@@ -28,9 +30,7 @@ from plasticity_cl.testing.promises import (
 )
 from plasticity_cl.training.catalogue import OPTIMIZERS
 
-SPELLING = "it reads back as it was written"
 SEED = "the seed decides its initial weights"
-UNTOUCHED = "global random numbers stay untouched"
 OUTPUT = "it maps a batch to as many outputs as are asked for"
 LAST = "its last layer is an nn.Linear"
 MOVES = "training moves every parameter"

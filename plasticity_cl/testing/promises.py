@@ -30,6 +30,11 @@ Part = str | Callable[..., Any]
 """A part by its name or dotted path, or the class or function that makes it."""
 
 
+SPELLING = "it reads back as it was written"
+STATE = "a run that was stopped goes on as if it had not been"
+UNTOUCHED = "global random numbers stay untouched"
+
+
 class BrokenError(Exception):
     """Says how a promise is broken."""
 

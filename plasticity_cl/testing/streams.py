@@ -15,6 +15,8 @@ from plasticity_cl.scenarios.sources import load_source
 from plasticity_cl.seeding import rng_state
 from plasticity_cl.testing.bench import undisturbed
 from plasticity_cl.testing.promises import (
+    SPELLING,
+    UNTOUCHED,
     BrokenError,
     Part,
     difference,
@@ -28,10 +30,8 @@ from plasticity_cl.testing.promises import (
     takes,
 )
 
-SPELLING = "it reads back as it was written"
 SEED = "the seed decides all its data"
 ORDER = "an experience is the same in any order of access"
-UNTOUCHED = "global random numbers stay untouched"
 LENGTH = "its streams are as long as is asked for"
 TARGETS = "inputs and targets are what it says"
 STATED = "it says what its experiences are"

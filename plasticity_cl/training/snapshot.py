@@ -14,7 +14,7 @@ from avalanche.training.templates import SupervisedTemplate as AvalancheTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import nn
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.seeding import restore_rng, rng_state
 from plasticity_cl.training.avalanche_names import begins_anew, criterion_of
 
@@ -120,7 +120,7 @@ def restore(strategy: AvalancheTemplate, snapshot: dict[str, Any], experience: A
     try:
         strategy.optimizer.load_state_dict(snapshot["optimizer"])
     except (ValueError, KeyError) as error:
-        raise UserError(f"the optimizer is another one than that of the snapshot: {_one_line(error)}") from None
+        raise UserError(f"the optimizer is another one than that of the snapshot: {in_one_line(error)[:300]}") from None
     criterion = criterion_of(strategy)
     if isinstance(criterion, nn.Module):
         _load(criterion, snapshot["criterion"])
@@ -175,11 +175,7 @@ def _load(module: nn.Module, state: dict[str, Any]) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"the snapshot is of another {type(module).__name__}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"the snapshot is of another {type(module).__name__}: {in_one_line(error)[:300]}") from None
 
 
 def _random_state() -> dict[str, Any]:

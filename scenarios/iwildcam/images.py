@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.images import to_float
 from plasticity_cl.training import Samples
 from plasticity_cl.training.augmentation import CropFlip
@@ -96,7 +96,7 @@ class ImageFiles:
         except Exception as error:
             # Pillow's parsers raise whatever a damaged file makes them stumble over: errors of reading and of syntax,
             # EOFError, struct.error, and for headers of absurd size DecompressionBombError or MemoryError.
-            reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
+            reason = in_one_line(error).replace(f" {str(path)!r}", "") or type(error).__name__
             raise UnreadableImageError(f"cannot read the image {path}: {reason}") from error
         pixels = np.asarray(rgb)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))

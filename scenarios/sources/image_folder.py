@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.parts.values import Count, Folder, Share, limit
 from plasticity_cl.scenarios.sources.source import Source, channel_constants
 from plasticity_cl.seeding import generator
@@ -77,6 +77,6 @@ def _read(files: dict[str, list[Path]], classes: list[str], size: int) -> tuple[
             with Image.open(path) as image:
                 pixels = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
         except Exception as error:  # whatever a decoder makes of foreign bytes
-            raise UserError(f"image {path} cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"image {path} cannot be read: {in_one_line(error)}") from error
         inputs[row] = torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1)
     return inputs, torch.tensor([label for _, label in paths])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.parts.values import File
 from plasticity_cl.scenarios.sources.source import Source, channel_constants
 
@@ -61,7 +61,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever numpy makes of foreign bytes
-        raise UserError(f"{path} cannot be read as an .npz file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be read as an .npz file: {in_one_line(error)}") from error
 
 
 def _images(path: Path, name: str, arrays: dict[str, Any]) -> Tensor:

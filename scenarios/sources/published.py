@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plasticity_cl.errors import UserError
+from plasticity_cl.errors import UserError, in_one_line
 from plasticity_cl.scenarios.files import check_files, data_folder
 from plasticity_cl.scenarios.sources.source import Source
 
@@ -119,7 +119,7 @@ def _unreadable(name: str, root: Path, files: dict[str, str | None], download: b
     changed = [
         file for file, md5 in files.items() if md5 and file not in absent and not check_integrity(root / file, md5)
     ]
-    reason = " ".join(str(error).split()) or "not in the published format"
+    reason = in_one_line(error) or "not in the published format"
     if download and (absent or changed):
         return UserError(f"data set {name!r} could not be fetched into {root}: {reason}")
     remedy = "delete what is broken and run again with --download (download=True)"
