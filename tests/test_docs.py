@@ -77,6 +77,11 @@ def test_commands_on_the_pages_are_right(words: list[str], capsys: pytest.Captur
     )
 
 
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT_PAGES, DOCS.parent / "README.md"], ids=lambda page: page.name)
+def test_no_page_holds_what_a_merge_left_in_it(page: Path) -> None:
+    assert not re.search(r"^(<<<<<<<|=======$|>>>>>>>)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
 def test_there_are_commands_on_the_pages() -> None:
     assert sum("compare" in words for words in commands()) >= 4
 
